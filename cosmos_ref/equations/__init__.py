@@ -1,0 +1,37 @@
+"""Floor 1: every equation of the model is one pure function. Importing this package fills the register."""
+
+from cosmos_ref.equations import (
+    attention,
+    causal,
+    conditioning,
+    edm,
+    embeddings,
+    guidance,
+    losses,
+    modulation,
+    noise,
+    patches,
+    rope,
+    schedules,
+    solvers,
+    wavelets,
+    whitening,
+)
+
+__all__ = [
+    "attention",
+    "causal",
+    "conditioning",
+    "edm",
+    "embeddings",
+    "guidance",
+    "losses",
+    "modulation",
+    "noise",
+    "patches",
+    "rope",
+    "schedules",
+    "solvers",
+    "wavelets",
+    "whitening",
+]

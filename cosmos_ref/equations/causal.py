@@ -1,0 +1,46 @@
+"""Causality in time: what is coded of a frame never depends on later ones, so the first frame stands alone."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cosmos_ref.errors import UserError
+from cosmos_ref.traceability import equation
+
+_SOURCE = "Cosmos (arXiv 2501.03575), Sec. 4.1"
+
+
+@equation("causal.causal_pad", source=_SOURCE + "; code: the first frame repeated, nothing behind")
+def causal_pad(x: Float[Tensor, "B C T H W"], count: int) -> Float[Tensor, "B C T2 H W"]:
+    r"""Put `count` copies of the first frame in front.
+
+    $$y_t = x_{\max(0,\ t - k)}$$
+    """
+    return torch.cat([x[:, :, :1].expand(-1, -1, count, -1, -1), x], dim=2)
+
+
+@equation("causal.latent_length", source=_SOURCE)
+def latent_length(frames: int, temporal_factor: int) -> int:
+    r"""Latent frames of a clip: one for the first frame, one for every `temporal_factor` frames after it.
+
+    $$t = 1 + \frac{T - 1}{s}$$
+
+    Raises:
+        UserError: if the clip length is not 1 + k * temporal_factor.
+    """
+    if frames < 1 or (frames - 1) % temporal_factor:
+        below = max(1, frames - (frames - 1) % temporal_factor)
+        raise UserError(
+            f"a clip of {frames} frames does not fit: its length must be 1 + k * {temporal_factor}, "
+            f"for example {below} or {below + temporal_factor}"
+        )
+    return 1 + (frames - 1) // temporal_factor
+
+
+@equation("causal.clip_length", source=_SOURCE)
+def clip_length(latent_frames: int, temporal_factor: int) -> int:
+    r"""Frames of a clip from its latent frames, the inverse of `latent_length`.
+
+    $$T = 1 + (t - 1)\, s$$
+    """
+    return 1 + (latent_frames - 1) * temporal_factor
