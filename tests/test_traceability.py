@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import cosmos_ref.equations  # noqa: F401  (fills the register)
+import cosmos_ref.equations
 from cosmos_ref.traceability import EQUATIONS, equation
 
 ROOT = Path(__file__).parent.parent

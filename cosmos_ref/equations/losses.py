@@ -5,7 +5,6 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from cosmos_ref.shapes import Sigma
 from cosmos_ref.traceability import equation
 
 
