@@ -1,0 +1,1 @@
+"""Floor 2: modules with parameters; each one calls the equations of floor 1."""

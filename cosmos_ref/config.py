@@ -1,0 +1,175 @@
+"""Every number of a model and its training, as frozen dataclasses; the command line is made from them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cosmos_ref.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer F_theta. 7B and 14B are other numbers here, nothing else."""
+
+    width: int
+    depth: int
+    num_heads: int
+    text_width: int
+    adaln_lora_dim: int
+    video2world: bool
+    """Whether the network has the channel that marks given frames."""
+    channels: int = 16
+    """Latent channels, in and out."""
+    mlp_ratio: float = 4.0
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    rope_ratios: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """NTK extrapolation ratios of the (t, h, w) axes."""
+    max_tokens: tuple[int, int, int] = (128, 120, 120)
+    """Rows of the learned position tables (t, h, w): the largest grid of tokens."""
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def in_channels(self) -> int:
+        """Latents, then the given-frame mask (Video2World), then the padding mask."""
+        return self.channels + self.video2world + 1
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise: what the latents are scaled to, how strong it is in training, how it falls in sampling."""
+
+    sigma_data: float = 0.5
+    p_mean: float = 0.0
+    p_std: float = 1.0
+    augment_p_mean: float = -3.0
+    augment_p_std: float = 2.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    uncertainty_channels: int = 128
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The training-free tokenizer: Haar levels per axis, then that many principal components."""
+
+    levels: tuple[int, int, int] = (1, 2, 2)
+    channels: int = 16
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame, after the first."""
+        return 2 ** self.levels[0]
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent pixel, along height and width."""
+        return 2 ** self.levels[1]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """What turns a prompt into `length` embeddings of width `width`."""
+
+    encoder: Literal["words", "t5"] = "words"
+    length: int = 24
+    width: int = 64
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The clips a preset is made for."""
+
+    frames: int = 9
+    height: int = 32
+    width: int = 32
+    fps: float = 24.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a preset is trained."""
+
+    num_steps: int = 900
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    cooling_steps: int = 300
+    """Last steps, over which the learning rate falls to zero."""
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-10
+    max_grad_norm: float = 1.0
+    ema_std: float = 0.05
+    """Width of the weight average, relative to the length of the training."""
+    text_dropout: float = 0.2
+    given_latents: tuple[float, ...] = (0.3, 0.2, 0.5)
+    """Probability of 0, 1, 2, ... given latent frames: Text2World and Video2World in one batch."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    world: str = "mixed"
+    """Kind of simulated scene, where there is no folder of videos."""
+    seed: int = 0
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How a preset is sampled."""
+
+    solver: Literal["euler", "heun", "res_2ab"] = "res_2ab"
+    num_steps: int = 20
+    guidance: float = 1.5
+    """g in D_c + g (D_c - D_u); 0 is no guidance."""
+    augment_sigma: float = 0.001
+    """Noise on given frames."""
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """A preset: everything that decides what a checkpoint is and does."""
+
+    name: str
+    model: ModelConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    text: TextConfig = TextConfig()
+    clip: ClipConfig = ClipConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+
+PRESETS: dict[str, Config] = {
+    "micro": Config(
+        name="micro",
+        model=ModelConfig(
+            width=32, depth=2, num_heads=2, text_width=16, adaln_lora_dim=8, video2world=True, max_tokens=(16, 16, 16)
+        ),
+        text=TextConfig(width=16),
+        clip=ClipConfig(frames=5, height=16, width=16),
+        train=TrainConfig(num_steps=20, batch_size=4, warmup_steps=4, cooling_steps=5, checkpoint_every=5),
+        sample=SampleConfig(num_steps=4),
+    ),
+    "tiny": Config(
+        name="tiny",
+        model=ModelConfig(
+            width=128, depth=4, num_heads=4, text_width=64, adaln_lora_dim=32, video2world=True, max_tokens=(16, 32, 32)
+        ),
+        diffusion=DiffusionConfig(p_mean=0.3, p_std=1.3, sigma_max=40.0),
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The preset called `name`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in PRESETS:
+        raise UserError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[name]

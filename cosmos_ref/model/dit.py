@@ -1,0 +1,128 @@
+"""The diffusion transformer F_theta."""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cosmos_ref.blocks.dit_block import DiTBlock, FinalLayer
+from cosmos_ref.blocks.embeddings import NoiseEmbedding, PositionEmbedding
+from cosmos_ref.config import ModelConfig
+from cosmos_ref.equations.patches import patchify, unpatchify
+from cosmos_ref.equations.rope import angles_3d
+
+ROPE_BASE = 10000.0
+BASE_FPS = 24.0
+
+
+class Prepared(NamedTuple):
+    """What stays the same over all noise levels of a clip."""
+
+    position_embedding: Float[Tensor, "L D"]
+    cos: Float[Tensor, "B L K"]
+    sin: Float[Tensor, "B L K"]
+    text: list[tuple[Float[Tensor, "B N M K"], Float[Tensor, "B N M K"]]]
+
+
+class CosmosDiT(nn.Module):
+    """Patches in, patches out; between them blocks that know the noise level, the positions and the text."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        width, patch = config.width, prod(config.patch_size)
+        self.patch_embedding = nn.Linear(config.in_channels * patch, width, bias=False)
+        self.position_embedding = PositionEmbedding(width, config.max_tokens)
+        self.noise_embedding = NoiseEmbedding(width)
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, config.num_heads, config.text_width, config.mlp_ratio, config.adaln_lora_dim)
+            for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(width, config.channels * patch, config.adaln_lora_dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B C T H W"],
+        c_noise: Float[Tensor, "B"],
+        text_embeddings: Float[Tensor, "B M E"],
+        positions: Int[Tensor, "L 3"],
+        fps: Float[Tensor, "B"],
+    ) -> Float[Tensor, "B C2 T H W"]:
+        """Network output F for an input that is already scaled and carries its mask channels.
+
+        Args:
+            x: network input, latents and mask channels.
+            c_noise: noise level as the network is told it.
+            text_embeddings: prompt, zeros where it is padded.
+            positions: (t, h, w) index of every token.
+            fps: frames a second of every clip.
+        """
+        return self.run(x, c_noise, self.prepare(text_embeddings, positions, fps))
+
+    def prepare(
+        self, text_embeddings: Float[Tensor, "B M E"], positions: Int[Tensor, "L 3"], fps: Float[Tensor, "B"]
+    ) -> Prepared:
+        """Positions and text, ready for any number of calls of `run`."""
+        config = self.config
+        angles = angles_3d(positions, fps, config.head_dim, config.rope_ratios, ROPE_BASE, BASE_FPS)
+        text = [block.cross_attention.keys_values(text_embeddings) for block in self.blocks]
+        return Prepared(self.position_embedding(positions), angles.cos(), angles.sin(), text)
+
+    def run(
+        self, x: Float[Tensor, "B C T H W"], c_noise: Float[Tensor, "B"], prepared: Prepared
+    ) -> Float[Tensor, "B C2 T H W"]:
+        """Network output with positions and text prepared."""
+        noise_embedding, adaln_lora = self.noise_embedding(c_noise)
+        tokens = self.embed(x)
+        tokens = self.run_blocks(tokens, noise_embedding, adaln_lora, prepared)
+        return self.unembed(tokens, noise_embedding, adaln_lora, token_grid(x, self.config.patch_size))
+
+    def embed(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B L D"]:
+        """Tokens of the network's input."""
+        return self.patch_embedding(patchify(x, self.config.patch_size))
+
+    def run_blocks(
+        self,
+        tokens: Float[Tensor, "B L D"],
+        noise_embedding: Float[Tensor, "B D"],
+        adaln_lora: Float[Tensor, "B P"],
+        prepared: Prepared,
+    ) -> Float[Tensor, "B L D"]:
+        """Tokens after all blocks."""
+        for block, (keys, values) in zip(self.blocks, prepared.text, strict=True):
+            tokens = block(
+                tokens,
+                noise_embedding,
+                adaln_lora,
+                prepared.position_embedding,
+                prepared.cos,
+                prepared.sin,
+                keys,
+                values,
+            )
+        return tokens
+
+    def unembed(
+        self,
+        tokens: Float[Tensor, "B L D"],
+        noise_embedding: Float[Tensor, "B D"],
+        adaln_lora: Float[Tensor, "B P"],
+        grid: tuple[int, int, int],
+    ) -> Float[Tensor, "B C T H W"]:
+        """Network output from the last tokens."""
+        return unpatchify(self.final_layer(tokens, noise_embedding, adaln_lora), grid, self.config.patch_size)
+
+
+def token_grid(x: Float[Tensor, "B C T H W"], patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tokens along (t, h, w)."""
+    T, H, W = (size // patch for size, patch in zip(x.shape[2:], patch_size, strict=True))
+    return T, H, W
+
+
+def grid_positions(grid: tuple[int, int, int], device: torch.device) -> Int[Tensor, "L 3"]:
+    """(t, h, w) index of every token of a grid, in token order."""
+    t, h, w = (torch.arange(size, device=device) for size in grid)
+    axes = t[:, None, None].expand(grid), h[None, :, None].expand(grid), w[None, None, :].expand(grid)
+    return torch.stack(axes, dim=-1).reshape(-1, 3)

@@ -1,0 +1,25 @@
+"""The learned uncertainty u(sigma) that balances the noise levels of the loss."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cosmos_ref.equations import edm
+from cosmos_ref.equations.embeddings import fourier_features
+
+
+class Uncertainty(nn.Module):
+    """Log-variance of the weighted denoising error: random Fourier features of c_noise and one linear layer."""
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("frequencies", torch.empty(channels))
+        self.register_buffer("phases", torch.empty(channels))
+        self.linear = nn.Linear(channels, 1, bias=False)
+
+    def forward(self, sigma: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """u of every sample."""
+        return self.linear(fourier_features(edm.c_noise(sigma), self.frequencies, self.phases))[:, 0]
