@@ -21,5 +21,5 @@ class Uncertainty(nn.Module):
         self.linear = nn.Linear(channels, 1, bias=False)
 
     def forward(self, sigma: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """u of every sample."""
+        """Log-variance u of every sample."""
         return self.linear(fourier_features(edm.c_noise(sigma), self.frequencies, self.phases))[:, 0]

@@ -1,0 +1,1 @@
+"""Floor 5: from a checkpoint and a prompt to a video."""
