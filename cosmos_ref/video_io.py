@@ -280,7 +280,7 @@ def _decode(
     for jump in (True, False):
         kept = []
         with _open(path) as (container, stream):
-            target = times[first] if jump and first > 0 and container.format.name != "gif" else None
+            target = times[first] if jump and first > 0 else None
             if target is not None:
                 container.seek(target, stream=stream)
             for number, frame in enumerate(container.decode(stream)):
