@@ -263,14 +263,14 @@ def _frame_times(path: Path) -> tuple[Sequence[int | None], float]:
                 damaged |= packet.is_corrupt
                 if not packet.is_discard:  # cut away by the container's edit list
                     times.append(packet.pts)
+        timed = container.format.name != "avi" and None not in times  # AVI knows the coding order only
         if container.format.name == "gif":  # it promises no length, but a whole one ends in a semicolon
             with path.open("rb") as file:
                 file.seek(-min(16, path.stat().st_size), os.SEEK_END)
                 damaged |= not file.read().rstrip(b"\0").endswith(b";")
     if damaged or not times or promised - end > 2 / fps:
         raise _truncated(path, f"{len(times)} frames found, {end:.2f} of {promised:.2f} seconds")
-    # Packets come in coding order. Without times (raw streams in AVI) only their number counts.
-    return ([None] * len(times) if None in times else sorted(times)), fps
+    return (sorted(times) if timed else [None] * len(times)), fps  # packets come in coding order
 
 
 def _decode(
