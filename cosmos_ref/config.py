@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cosmos_ref.equations.causal import latent_length
 from cosmos_ref.errors import UserError
 
 
@@ -173,3 +174,25 @@ def preset(name: str) -> Config:
     if name not in PRESETS:
         raise UserError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def latent_shape(config: Config, clip: ClipConfig) -> tuple[int, int, int, int]:
+    """Shape `C t h w` of a clip's latents.
+
+    Raises:
+        UserError: if the model cannot take a clip of this length or size.
+    """
+    tokenizer, model = config.tokenizer, config.model
+    frames = latent_length(clip.frames, tokenizer.temporal_factor)
+    shape = (frames, clip.height // tokenizer.spatial_factor, clip.width // tokenizer.spatial_factor)
+    sides = zip(("height", "width"), (clip.height, clip.width), model.patch_size[1:], model.max_tokens[1:], strict=True)
+    for name, size, patch, most in sides:
+        unit = tokenizer.spatial_factor * patch
+        if size < unit or size % unit or size > most * unit:
+            raise UserError(
+                f"{name} {size} does not fit preset {config.name!r}: it must be a multiple of {unit}, at most {most * unit}"
+            )
+    if frames % model.patch_size[0] or frames > model.max_tokens[0] * model.patch_size[0]:
+        most = 1 + (model.max_tokens[0] * model.patch_size[0] - 1) * tokenizer.temporal_factor
+        raise UserError(f"{clip.frames} frames do not fit preset {config.name!r}: it takes at most {most}")
+    return (model.channels, *shape)

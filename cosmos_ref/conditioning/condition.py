@@ -11,9 +11,7 @@ from cosmos_ref.shapes import Latents
 Condition = dict[str, Tensor]
 
 
-def text_condition(
-    text_embeddings: Float[Tensor, "B M E"], latents: Latents, fps: Float[Tensor, "B"]
-) -> Condition:
+def text_condition(text_embeddings: Float[Tensor, "B M E"], latents: Latents, fps: Float[Tensor, "B"]) -> Condition:
     """Text and frame rate; nothing is padded. `latents` only lends its size."""
     B, _, _, H, W = latents.shape
     return {"text_embeddings": text_embeddings, "fps": fps, "padding_mask": latents.new_zeros(B, 1, H, W)}

@@ -1,0 +1,55 @@
+"""Text2World: a video from a prompt."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from cosmos_ref.conditioning.condition import give_frames, text_condition
+from cosmos_ref.config import ClipConfig, SampleConfig, latent_shape
+from cosmos_ref.model.denoiser import Video2WorldDenoiser, unscale_latents
+from cosmos_ref.pipelines.sample import guided, noise_from_seed, sample, schedule
+from cosmos_ref.pipelines.world_model import WorldModel
+from cosmos_ref.shapes import Latents, Video
+
+
+class Generated(NamedTuple):
+    """What a pipeline made."""
+
+    video: Video
+    x0: Latents
+    """The latents it was decoded from, at the diffusion's scale."""
+
+
+def text2world(
+    model: WorldModel,
+    prompts: Sequence[str | None],
+    clip: ClipConfig,
+    settings: SampleConfig,
+    negative_prompt: str | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Generated:
+    """One clip for every prompt; the clip at place i depends on the seed and i, not on the others.
+
+    Args:
+        model: trained model.
+        prompts: what to show; None is the null text.
+        clip: length, size and frame rate.
+        settings: solver, steps, guidance and seed.
+        negative_prompt: what guidance leads away from, instead of the null text.
+        progress: wraps the solver's steps.
+
+    Raises:
+        UserError: if the clip does not fit the model or a prompt is empty or too long.
+    """
+    shape = latent_shape(model.config, clip)
+    text = model.text_encoder.encode(prompts)
+    null_text = model.text_encoder.encode([negative_prompt] * len(prompts))
+    noise = torch.stack([noise_from_seed(settings.seed, i, shape) for i in range(len(prompts))])
+    condition = text_condition(text, noise, torch.full((len(prompts),), clip.fps))
+    if isinstance(model.denoiser, Video2WorldDenoiser):
+        none = torch.zeros(len(prompts))
+        condition = give_frames(condition, torch.zeros_like(noise), none.long(), none, torch.zeros_like(noise))
+    denoise = guided(model.denoiser, condition, null_text, settings.guidance)
+    x0 = sample(denoise, noise, schedule(model.config.diffusion, settings.num_steps), settings.solver, progress)
+    return Generated(model.tokenizer.decode(unscale_latents(x0, model.config.diffusion.sigma_data)), x0)

@@ -1,0 +1,63 @@
+"""Video2World: how a video goes on."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from cosmos_ref.conditioning.condition import give_frames, text_condition
+from cosmos_ref.config import ClipConfig, SampleConfig, latent_shape
+from cosmos_ref.equations.causal import latent_length
+from cosmos_ref.errors import UserError
+from cosmos_ref.model.denoiser import Video2WorldDenoiser, scale_latents, unscale_latents
+from cosmos_ref.pipelines.sample import guided, noise_from_seed, sample, schedule
+from cosmos_ref.pipelines.text2world import Generated
+from cosmos_ref.pipelines.world_model import WorldModel
+from cosmos_ref.shapes import Video
+
+AUGMENT_STREAM = 2**32
+"""Index from which the noise on given frames is drawn, away from the noise that starts the sampler."""
+
+
+def video2world(
+    model: WorldModel,
+    video: Video,
+    prompts: Sequence[str | None],
+    clip: ClipConfig,
+    settings: SampleConfig,
+    negative_prompt: str | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Generated:
+    """Clips that begin with the given frames.
+
+    Args:
+        model: trained Video2World model.
+        video: the given frames, all of them used: 1 + (n - 1) * temporal_factor frames for n latents.
+        prompts: what happens, one a clip; None is the null text.
+        clip: length and frame rate of the result; its size is that of the given frames.
+        settings: solver, steps, guidance, noise on the given frames, and seed.
+        negative_prompt: what guidance leads away from, instead of the null text.
+        progress: wraps the solver's steps.
+
+    Raises:
+        UserError: if the model takes no frames, or their number or size does not fit.
+    """
+    if not isinstance(model.denoiser, Video2WorldDenoiser):
+        raise UserError(f"preset {model.config.name!r} is a Text2World model: it takes no frames, only a prompt")
+    B, _, frames, height, width = video.shape
+    given = latent_length(frames, model.tokenizer.temporal_factor)
+    shape = latent_shape(model.config, replace(clip, height=height, width=width))
+    if given >= shape[1]:
+        raise UserError(f"{frames} given frames leave nothing to generate in a clip of {clip.frames}: give fewer")
+    text = model.text_encoder.encode(prompts)
+    null_text = model.text_encoder.encode([negative_prompt] * B)
+    noise = torch.stack([noise_from_seed(settings.seed, i, shape) for i in range(B)])
+    augment_noise = torch.stack([noise_from_seed(settings.seed, AUGMENT_STREAM + i, shape) for i in range(B)])
+    x0 = torch.zeros_like(noise)
+    x0[:, :, :given] = scale_latents(model.tokenizer.encode(video), model.config.diffusion.sigma_data)
+    condition = text_condition(text, noise, torch.full((B,), clip.fps))
+    augment_sigma = torch.full((B,), settings.augment_sigma)
+    condition = give_frames(condition, x0, torch.full((B,), given), augment_sigma, augment_noise)
+    denoise = guided(model.denoiser, condition, null_text, settings.guidance, x0)
+    x0 = sample(denoise, noise, schedule(model.config.diffusion, settings.num_steps), settings.solver, progress)
+    return Generated(model.tokenizer.decode(unscale_latents(x0, model.config.diffusion.sigma_data)), x0)
