@@ -36,9 +36,7 @@ class WorldBatch:
         return ~self.states[:, 0, :, 0].isnan()
 
 
-def simulate(
-    seeds: Sequence[int], *, frames: int, height: int, width: int, kind: str = "mixed"
-) -> WorldBatch:
+def simulate(seeds: Sequence[int], *, frames: int, height: int, width: int, kind: str = "mixed") -> WorldBatch:
     """Simulate and render one clip per seed.
 
     A clip depends on its seed, the kind and the aspect of the image only: not on the other seeds, and its

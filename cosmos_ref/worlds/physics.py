@@ -82,11 +82,9 @@ def pair_hit_time(offset: Sequence[float], velocity: Sequence[float], distance: 
     approach = x * u + y * v + z * w
     if approach >= 0:
         return inf
-    # |velocity|^2 distance^2 - |offset x velocity|^2: the discriminant, without cancellation for grazing pairs
+    # |velocity|^2 distance^2 - |offset x velocity|^2: no cancellation, however close to grazing
     speed2 = u * u + v * v + w * w
-    discriminant = (
-        speed2 * distance * distance - (y * w - z * v) ** 2 - (z * u - x * w) ** 2 - (x * v - y * u) ** 2
-    )
+    discriminant = speed2 * distance * distance - (y * w - z * v) ** 2 - (z * u - x * w) ** 2 - (x * v - y * u) ** 2
     if discriminant <= (GRAZING_SPEED * distance) ** 2:
         return inf
     gap = x * x + y * y + z * z - distance * distance
@@ -183,9 +181,7 @@ def simulate_marbles(
             )
 
 
-def _fly(
-    x: Sequence[float], v: Sequence[float], gravity: Vector, time: float
-) -> tuple[list[float], list[float]]:
+def _fly(x: Sequence[float], v: Sequence[float], gravity: Vector, time: float) -> tuple[list[float], list[float]]:
     """Position and velocity after a free flight."""
     return (
         [p + u * time + 0.5 * g * time * time for p, u, g in zip(x, v, gravity, strict=True)],
@@ -225,6 +221,4 @@ def _check_start(radii: Sequence[float], positions: Sequence[Vector], box: Vecto
         for j in range(i):
             distance = sqrt(sum((a - b) ** 2 for a, b in zip(p, positions[j], strict=True)))
             if distance < r + radii[j] - 1e-9:
-                raise UserError(
-                    f"marbles {j} and {i} overlap at the start: {distance} < {r + radii[j]} apart"
-                )
+                raise UserError(f"marbles {j} and {i} overlap at the start: {distance} < {r + radii[j]} apart")

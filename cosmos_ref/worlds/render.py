@@ -41,10 +41,7 @@ def render(
     absent = [places - len(s.marbles) for s in scenes]
     radii = table([[m.radius for m in s.marbles] + [-9.0] * n for s, n in zip(scenes, absent, strict=True)])
     colours = table(
-        [
-            [PALETTE[m.colour] for m in s.marbles] + [BACKGROUND] * n
-            for s, n in zip(scenes, absent, strict=True)
-        ]
+        [[PALETTE[m.colour] for m in s.marbles] + [BACKGROUND] * n for s, n in zip(scenes, absent, strict=True)]
     )
     walls = table([[s.occluder.left, s.occluder.width] if s.occluder else [-9.0, 0.0] for s in scenes])
     wall_colours = table([s.occluder.colour if s.occluder else BACKGROUND for s in scenes])

@@ -196,9 +196,7 @@ def _draw_mixed(random: np.random.Generator, kind: str, aspect: float) -> Scene:
         radius = random.uniform(*RADII)
         while True:
             x = random.uniform(radius, aspect - radius)
-            y = random.uniform(
-                radius, 0.95 - radius
-            )  # close to the floor a slow marble would bounce countless times
+            y = random.uniform(radius, 0.95 - radius)  # close to the floor a slow marble would bounce countless times
             behind = wall is not None and wall.left <= x <= wall.left + wall.width
             gaps = [hypot(x - m.position[0], y - m.position[1]) - radius - m.radius for m in marbles]
             if not behind and all(gap > 0.02 for gap in gaps):
@@ -229,8 +227,7 @@ def _draw_collision(random: np.random.Generator, kind: str, aspect: float) -> Sc
             y = centre[1] + reach * normal[1] - velocity[1] * time - gravity * time * time / 2
             marbles.append(Marble(radius, colour, (x, y, 0.5), velocity))
         if all(
-            m.radius < m.position[0] < aspect - m.radius and m.radius < m.position[1] < 1 - m.radius
-            for m in marbles
+            m.radius < m.position[0] < aspect - m.radius and m.radius < m.position[1] < 1 - m.radius for m in marbles
         ):
             scene = _scene(aspect, gravity, marbles)
             contacts = scene.run(6).contacts
