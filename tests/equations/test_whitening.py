@@ -1,0 +1,175 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+
+from cosmos_ref.equations import whitening
+from tests.impostors import impostor
+from tests.strategies import normal, seeds
+
+D, C = 6, 3  # width of the data, channels kept
+
+
+def cloud(seed: int) -> torch.Tensor:
+    """A hundred points of a Gaussian stretched and turned at random, away from the origin."""
+    return normal(seed, 100, D) @ normal(seed + 1, D, D) + normal(seed + 2, D)
+
+
+def covariance(x: torch.Tensor) -> torch.Tensor:
+    return torch.cov(x.T, correction=0)
+
+
+def fitted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Axes, and mean and standard deviation of the coordinates along them."""
+    axes = torch.linalg.eigh(covariance(x)).eigenvectors.T[-C:]  # not `principal_axes`: judged on its own
+    return axes, (x @ axes.T).mean(dim=0), (x @ axes.T).std(dim=0, correction=0)
+
+
+# --- principal_axes
+
+
+@pytest.mark.verifies("whitening.principal_axes", by="point")
+def test_principal_axes_of_a_two_by_two_covariance():
+    """Eigenvalues 6 and 1, eigenvectors (2, 1) and (-1, 2)."""
+    axes = whitening.principal_axes(torch.tensor([[5.0, 2.0], [2.0, 2.0]]).double(), 2)
+    expected = axes.new_tensor([[2.0, 1.0], [-1.0, 2.0]]) / math.sqrt(5)
+    torch.testing.assert_close(axes, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.verifies("whitening.principal_axes")
+@given(seeds)
+def test_axes_are_orthonormal(seed):
+    axes = whitening.principal_axes(covariance(cloud(seed)), C)
+    torch.testing.assert_close(axes @ axes.T, torch.eye(C).double(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.verifies("whitening.principal_axes")
+@given(seeds)
+def test_along_the_axes_nothing_is_correlated(seed):
+    sigma = covariance(cloud(seed))
+    axes = whitening.principal_axes(sigma, C)
+    along = axes @ sigma @ axes.T
+    torch.testing.assert_close(along, along.diag().diag(), rtol=0, atol=1e-11 * sigma.trace().item())
+
+
+@pytest.mark.verifies("whitening.principal_axes")
+@given(seeds)
+def test_axes_come_in_order_of_their_variance(seed):
+    x = cloud(seed)
+    variances = (x @ whitening.principal_axes(covariance(x), C).T).var(dim=0)
+    assert (variances.diff() < 0).all()
+
+
+@pytest.mark.verifies("whitening.principal_axes")
+@given(seeds)
+def test_no_other_plane_comes_closer_to_the_data(seed):
+    """Eckart-Young: what is lost is the sum of the smallest eigenvalues, and a random plane loses more."""
+    x = cloud(seed)
+    x = x - x.mean(dim=0)
+    lost = {}
+    random = torch.linalg.qr(normal(seed + 3, D, C)).Q.T
+    for name, axes in {"principal": whitening.principal_axes(covariance(x), C), "random": random}.items():
+        lost[name] = (x - x @ axes.T @ axes).square().sum(dim=1).mean()
+    smallest = torch.linalg.eigvalsh(covariance(x))[: D - C].sum()
+    torch.testing.assert_close(lost["principal"], smallest, rtol=1e-8, atol=1e-12)
+    assert lost["principal"] < lost["random"]
+
+
+@pytest.mark.verifies("whitening.principal_axes")
+@given(seeds)
+def test_the_largest_entry_of_each_axis_is_positive(seed):
+    axes = whitening.principal_axes(covariance(cloud(seed)), C)
+    assert torch.equal(axes.amax(dim=1), axes.abs().amax(dim=1))
+
+
+@impostor("whitening.principal_axes", "smallest variance first, as eigh returns it")
+def axes_in_the_order_of_eigh(covariance, channels):
+    return signed(torch.linalg.eigh(covariance).eigenvectors.T[:channels])
+
+
+@impostor("whitening.principal_axes", "rows of the eigenvector matrix instead of columns")
+def axes_from_rows(covariance, channels):
+    return signed(torch.linalg.eigh(covariance).eigenvectors.flip(0)[:channels])
+
+
+@impostor("whitening.principal_axes", "loadings: each axis as long as its standard deviation")
+def axes_as_loadings(covariance, channels):
+    values, vectors = torch.linalg.eigh(covariance)
+    return signed((vectors * values.sqrt()).T.flip(0)[:channels])
+
+
+@impostor("whitening.principal_axes", "signs as the eigensolver left them, different on every machine")
+def axes_of_any_sign(covariance, channels):
+    return torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[:channels]
+
+
+def signed(axes: torch.Tensor) -> torch.Tensor:
+    return axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
+
+
+# --- whiten
+
+
+@pytest.mark.verifies("whitening.whiten", by="point")
+def test_whiten_along_one_axis():
+    x, axes = torch.tensor([3.0, 4.0]).double(), torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    z = whitening.whiten(x, axes, axes.new_tensor([1.0]), axes.new_tensor([2.0]))
+    torch.testing.assert_close(z, axes.new_tensor([2.0]), rtol=1e-12, atol=0)  # (5 - 1) / 2
+
+
+@pytest.mark.verifies("whitening.whiten")
+@given(seeds)
+def test_whitened_data_has_zero_mean_and_the_identity_for_covariance(seed):
+    x = cloud(seed)
+    z = whitening.whiten(x, *fitted(x))
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(C).double(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(covariance(z), torch.eye(C).double(), rtol=0, atol=1e-9)
+
+
+@impostor("whitening.whiten", "divided by the variance")
+def whiten_by_variance(x, axes, mean, std):
+    return (x @ axes.T - mean) / std**2
+
+
+@impostor("whitening.whiten", "scaled before it is centred")
+def whiten_scaled_first(x, axes, mean, std):
+    return x @ axes.T / std - mean
+
+
+# --- unwhiten
+
+
+@pytest.mark.verifies("whitening.unwhiten", by="point")
+def test_unwhiten_along_one_axis():
+    z, axes = torch.tensor([2.0]).double(), torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    x = whitening.unwhiten(z, axes, axes.new_tensor([1.0]), axes.new_tensor([2.0]))
+    torch.testing.assert_close(x, axes.new_tensor([3.0, 4.0]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.verifies("whitening.whiten", "whitening.unwhiten")
+@given(seeds)
+def test_every_coordinate_comes_back_from_its_point(seed):
+    z, (axes, mean, std) = normal(seed, 7, C), fitted(cloud(seed))
+    back = whitening.whiten(whitening.unwhiten(z, axes, mean, std), axes, mean, std)
+    torch.testing.assert_close(back, z, rtol=0, atol=1e-9)
+
+
+@pytest.mark.verifies("whitening.whiten", "whitening.unwhiten")
+@given(seeds)
+def test_a_point_comes_back_as_the_nearest_one_on_the_subspace(seed):
+    """What is lost is perpendicular to every axis: nothing on the subspace lies closer."""
+    x = cloud(seed)
+    axes, mean, std = fitted(x)
+    back = whitening.unwhiten(whitening.whiten(x, axes, mean, std), axes, mean, std)
+    torch.testing.assert_close((x - back) @ axes.T, torch.zeros(100, C).double(), rtol=0, atol=1e-10)
+
+
+@impostor("whitening.unwhiten", "shifted before it is scaled")
+def unwhiten_shifted_first(z, axes, mean, std):
+    return (z + mean) * std @ axes
+
+
+@impostor("whitening.unwhiten", "the mean forgotten")
+def unwhiten_without_mean(z, axes, mean, std):
+    return z * std @ axes
