@@ -1,7 +1,6 @@
 """Adaptive layer norm: the noise level shifts, scales and gates every sub-block."""
 
 import torch.nn.functional as nnf
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,7 +33,7 @@ def modulate(
 
     $$y = x (1 + \gamma) + \beta$$
     """
-    return x * (1 + rearrange(scale, "B D -> B 1 D")) + rearrange(shift, "B D -> B 1 D")
+    return x * (1 + scale[:, None]) + shift[:, None]
 
 
 @equation("modulation.gate", source=_SOURCE)
@@ -45,4 +44,4 @@ def gate(
 
     $$y = x + g\, f(x)$$
     """
-    return x + rearrange(gate, "B D -> B 1 D") * update
+    return x + gate[:, None] * update
