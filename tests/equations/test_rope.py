@@ -1,0 +1,286 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosmos_ref.equations import rope
+from tests.impostors import impostor
+from tests.strategies import normal, seeds
+
+# Exact to double precision, but for angles: 1e-16 relative on an angle of a few hundred.
+EXACT = dict(rtol=1e-12, atol=1e-12)
+dims = st.integers(2, 32).map(lambda half: 2 * half)
+ratios = st.floats(1, 8)
+head_dims = st.sampled_from([12, 16, 24, 32, 64, 128])
+frame_rates = st.floats(1, 120).map(lambda fps: torch.tensor([fps], dtype=torch.float64))
+indices = st.integers(0, 100)
+places = st.lists(st.tuples(indices, indices, indices), min_size=2, max_size=6).map(torch.tensor)
+
+SCALES = (2.0, 1.0, 3.0)  # a different ratio for each axis, so that none can stand in for another
+
+
+def angles_at(positions, fps, head_dim=16):
+    return rope.angles_3d(positions, fps, head_dim, SCALES, base=10000.0, base_fps=24.0)
+
+
+def rotated(x, angles):
+    return rope.rotate(x, angles.cos(), angles.sin())
+
+
+# --- axis_dims
+
+
+@pytest.mark.verifies("rope.axis_dims", by="point")
+def test_axis_dims_of_the_7b_and_of_smaller_heads():
+    assert rope.axis_dims(128) == (44, 42, 42)
+    assert rope.axis_dims(64) == (24, 20, 20)
+    assert rope.axis_dims(32) == (12, 10, 10)
+
+
+@pytest.mark.verifies("rope.axis_dims")
+@given(st.integers(6, 128).map(lambda half: 2 * half))
+def test_axes_share_the_head_in_pairs_and_time_takes_what_is_left(head_dim):
+    t, h, w = rope.axis_dims(head_dim)
+    assert t + h + w == head_dim
+    assert all(dim % 2 == 0 for dim in (t, h, w))
+    assert h == w and 0 <= t - h <= 4
+
+
+@impostor("rope.axis_dims", "spatial axes first: the remainder falls to the width")
+def axis_dims_with_space_first(head_dim):
+    third = head_dim // 6 * 2
+    return third, third, head_dim - 2 * third
+
+
+@impostor("rope.axis_dims", "plain thirds, odd ones among them")
+def axis_dims_in_plain_thirds(head_dim):
+    return head_dim - 2 * (head_dim // 3), head_dim // 3, head_dim // 3
+
+
+@impostor("rope.axis_dims", "half for time, a quarter for each axis of space")
+def axis_dims_with_half_for_time(head_dim):
+    return head_dim // 2, head_dim // 4, head_dim // 4
+
+
+# --- ntk_frequencies
+
+
+@pytest.mark.verifies("rope.ntk_frequencies", by="point")
+def test_ntk_stretches_the_base_by_the_known_factors():
+    """Ratio 2: the base grows 2.067116-fold over 44 channels, 2.070530-fold over 42."""
+    for dim, factor in ((44, 2.067116), (42, 2.070530)):
+        base = rope.ntk_frequencies(dim, 2.0, 10000.0)[1].item() ** (-dim / 2)
+        assert abs(base / 10000 - factor) < 6e-7  # six decimals are known
+
+
+@pytest.mark.verifies("rope.ntk_frequencies", by="point")
+def test_ntk_frequencies_of_four_channels():
+    """Base 100, ratio 3: the base becomes 100 * 3^(4/2) = 900, and two frequencies are 1 and 900^(-1/2)."""
+    frequencies = rope.ntk_frequencies(4, 3.0, 100.0)
+    torch.testing.assert_close(frequencies, frequencies.new_tensor([1, 1 / 30]), **EXACT)
+
+
+@pytest.mark.verifies("rope.ntk_frequencies")
+@given(dims, ratios, st.floats(100, 1e5))
+def test_the_longest_wavelength_is_stretched_by_exactly_the_ratio(dim, ratio, base):
+    slowest = rope.ntk_frequencies(dim, ratio, base)[-1].item()
+    assert math.isclose(slowest * ratio, base ** -((dim - 2) / dim), rel_tol=1e-12)
+
+
+@pytest.mark.verifies("rope.ntk_frequencies")
+@given(dims, ratios, st.floats(100, 1e5))
+def test_the_shortest_wavelength_stays_and_the_others_form_a_geometric_series(dim, ratio, base):
+    frequencies = rope.ntk_frequencies(dim, ratio, base)
+    assert frequencies.shape == (dim // 2,) and frequencies[0] == 1
+    torch.testing.assert_close(frequencies, frequencies[1] ** torch.arange(dim // 2), **EXACT)
+
+
+@impostor("rope.ntk_frequencies", "exponent d / (d - 2) forgotten")
+def ntk_without_exponent(dim, ratio, base):
+    return (base * ratio) ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+
+
+@impostor("rope.ntk_frequencies", "exponent d in place of d / (d - 2)")
+def ntk_with_exponent_d(dim, ratio, base):
+    return (base * ratio**dim) ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+
+
+@impostor("rope.ntk_frequencies", "position interpolation: every wavelength stretched")
+def ntk_is_interpolation(dim, ratio, base):
+    return base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim) / ratio
+
+
+@impostor("rope.ntk_frequencies", "i / d where 2 i / d belongs")
+def ntk_with_half_the_exponent(dim, ratio, base):
+    return (base * ratio ** (dim / (dim - 2))) ** (-torch.arange(dim // 2, dtype=torch.float64) / dim)
+
+
+# --- angles_3d
+
+
+@pytest.mark.verifies("rope.angles_3d", by="point")
+def test_angles_of_one_token():
+    """12 channels, two frequencies an axis, base 100: 1 and 1 / (10 ratio). At 30 fps latent frame 5 is at 4."""
+    angles = rope.angles_3d(
+        torch.tensor([[5, 2, 3]]),
+        torch.tensor([30.0], dtype=torch.float64),
+        12,
+        (2.0, 1.0, 4.0),
+        base=100.0,
+        base_fps=24.0,
+    )
+    half = [4, 4 / 20, 2, 2 / 10, 3, 3 / 40]
+    torch.testing.assert_close(angles, angles.new_tensor([[half + half]]), **EXACT)
+
+
+@pytest.mark.verifies("rope.angles_3d")
+@given(st.integers(0, 20), indices, indices, head_dims)
+def test_frame_5k_at_30_fps_stands_where_frame_4k_stands_at_24(k, h, w, head_dim):
+    """Both are at the same second."""
+    thirty, twenty_four = torch.tensor([[30.0], [24.0]], dtype=torch.float64)
+    fast = angles_at(torch.tensor([[5 * k, h, w]]), thirty, head_dim)
+    slow = angles_at(torch.tensor([[4 * k, h, w]]), twenty_four, head_dim)
+    torch.testing.assert_close(fast, slow, **EXACT)
+
+
+@pytest.mark.verifies("rope.angles_3d")
+@given(places, frame_rates, frame_rates, head_dims)
+def test_each_sample_has_its_own_frame_rate(positions, a, b, head_dim):
+    both = angles_at(positions, torch.cat([a, b]), head_dim)
+    alone = torch.cat([angles_at(positions, a, head_dim), angles_at(positions, b, head_dim)])
+    torch.testing.assert_close(both, alone, **EXACT)
+
+
+@pytest.mark.verifies("rope.angles_3d")
+@given(indices, indices, frame_rates, frame_rates, head_dims)
+def test_a_single_frame_does_not_know_the_frame_rate(h, w, a, b, head_dim):
+    """So an image needs no case of its own."""
+    image = torch.tensor([[0, h, w]])
+    torch.testing.assert_close(angles_at(image, a, head_dim), angles_at(image, b, head_dim), **EXACT)
+
+
+@pytest.mark.verifies("rope.angles_3d")
+@given(st.integers(1, 100), st.integers(0, 2), frame_rates, head_dims)
+def test_each_axis_turns_its_own_channels_in_both_halves(distance, axis, fps, head_dim):
+    position = torch.zeros(1, 3, dtype=torch.long)
+    position[0, axis] = distance
+    turned = angles_at(position, fps, head_dim)[0, 0] != 0
+    pairs = [dim // 2 for dim in rope.axis_dims(head_dim)]
+    expected = torch.repeat_interleave(torch.arange(3), torch.tensor(pairs)) == axis
+    assert torch.equal(turned, torch.cat([expected, expected]))
+
+
+def angles_of(t, h, w, head_dim, ratios, base):
+    """Angles `B L K/2` of coordinates `B L`, axes in the order t, h, w."""
+    frequencies = [rope.ntk_frequencies(dim, r, base) for dim, r in zip(rope.axis_dims(head_dim), ratios, strict=True)]
+    return [x[..., None] * f for x, f in zip((t, h, w), frequencies, strict=True)]
+
+
+def coordinates(positions, fps, scale):
+    """Coordinates `B L` of each axis, time scaled per sample."""
+    t, h, w = positions.to(fps).expand(len(fps), -1, -1).unbind(-1)
+    return t * scale[:, None], h, w
+
+
+@impostor("rope.angles_3d", "axes in the order h, w, t")
+def angles_in_the_order_h_w_t(positions, fps, head_dim, ratios, base, base_fps):
+    t, h, w = angles_of(*coordinates(positions, fps, base_fps / fps), head_dim, ratios, base)
+    return torch.cat([h, w, t] * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "frame rate upside down")
+def angles_with_fps_inverted(positions, fps, head_dim, ratios, base, base_fps):
+    angles = angles_of(*coordinates(positions, fps, fps / base_fps), head_dim, ratios, base)
+    return torch.cat(angles * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "the first sample's frame rate for all, as NVIDIA's code has it")
+def angles_with_the_first_fps(positions, fps, head_dim, ratios, base, base_fps):
+    angles = angles_of(*coordinates(positions, fps, (base_fps / fps[:1]).expand(len(fps))), head_dim, ratios, base)
+    return torch.cat(angles * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "frame rate forgotten")
+def angles_without_fps(positions, fps, head_dim, ratios, base, base_fps):
+    angles = angles_of(*coordinates(positions, fps, torch.ones_like(fps)), head_dim, ratios, base)
+    return torch.cat(angles * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "every angle twice in a row, the layout of neighbouring channels")
+def angles_for_neighbours(positions, fps, head_dim, ratios, base, base_fps):
+    angles = angles_of(*coordinates(positions, fps, base_fps / fps), head_dim, ratios, base)
+    return torch.cat(angles, dim=-1).repeat_interleave(2, dim=-1)
+
+
+@impostor("rope.angles_3d", "frame times that start at the first frame's duration, not at zero")
+def angles_from_frame_one(positions, fps, head_dim, ratios, base, base_fps):
+    t, h, w = coordinates(positions, fps, base_fps / fps)
+    angles = angles_of(t + (base_fps / fps)[:, None], h, w, head_dim, ratios, base)
+    return torch.cat(angles * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "ratios read as (h, w, t)")
+def angles_with_ratios_out_of_order(positions, fps, head_dim, ratios, base, base_fps):
+    angles = angles_of(*coordinates(positions, fps, base_fps / fps), head_dim, (ratios[2], ratios[0], ratios[1]), base)
+    return torch.cat(angles * 2, dim=-1)
+
+
+# --- rotate
+
+
+@pytest.mark.verifies("rope.rotate", by="point")
+def test_a_quarter_turn_carries_the_first_half_into_the_second():
+    x = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64).reshape(1, 1, 1, 4)
+    zero, one = torch.zeros(1, 1, 4, dtype=torch.float64), torch.ones(1, 1, 4, dtype=torch.float64)
+    assert rope.rotate(x, zero, one).flatten().tolist() == [-3, -4, 1, 2]
+
+
+@pytest.mark.verifies("rope.rotate")
+@given(places, frame_rates, head_dims, seeds)
+def test_rotation_keeps_lengths(positions, fps, head_dim, seed):
+    x = normal(seed, 1, 2, len(positions), head_dim)
+    turned = rotated(x, angles_at(positions, fps, head_dim))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), **EXACT)
+
+
+@pytest.mark.verifies("rope.rotate")
+@given(places, places, frame_rates, seeds)
+def test_two_rotations_are_the_rotation_by_the_sum(positions, others, fps, seed):
+    count = min(len(positions), len(others))
+    a, b = angles_at(positions[:count], fps), angles_at(others[:count], fps)
+    x = normal(seed, 1, 2, count, 16)
+    torch.testing.assert_close(rotated(rotated(x, a), b), rotated(x, a + b), **EXACT)
+
+
+@pytest.mark.verifies("rope.rotate", "rope.angles_3d")
+@given(places, st.tuples(indices, indices, indices), frame_rates, head_dims, seeds)
+def test_attention_scores_depend_only_on_relative_positions(positions, shift, fps, head_dim, seed):
+    q, k = normal(seed, 2, 1, 2, len(positions), head_dim)
+
+    def scores(positions):
+        angles = angles_at(positions, fps, head_dim)
+        return rotated(q, angles) @ rotated(k, angles).mT
+
+    # at 1 fps a shift of 100 frames is an angle of 2400, known to 5e-13; 128 products add up
+    moved = scores(positions + torch.tensor(shift))
+    torch.testing.assert_close(moved, scores(positions), rtol=0, atol=1e-9)
+
+
+@impostor("rope.rotate", "neighbouring channels paired, the original RoFormer's layout")
+def rotate_neighbours(x, cos, sin):
+    partner = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    return x * cos[:, None] + partner * sin[:, None]
+
+
+@impostor("rope.rotate", "turned the other way round")
+def rotate_backwards(x, cos, sin):
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([second, -first], dim=-1) * sin[:, None]
+
+
+@impostor("rope.rotate", "the minus sign forgotten: a hyperbolic turn")
+def rotate_without_minus(x, cos, sin):
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([second, first], dim=-1) * sin[:, None]
