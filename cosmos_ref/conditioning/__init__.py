@@ -1,0 +1,1 @@
+"""What the model is told besides the noisy latents: text, its dropout, and the given frames."""

@@ -1,0 +1,178 @@
+"""Turn prompts into the rows that cross-attention reads: T5 from a local folder, or words without any download.
+
+Both leave the rows behind the last word zero, as Cosmos does with T5's padding, because the attention has no mask.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from cosmos_ref.config import TextConfig
+from cosmos_ref.errors import UserError
+
+
+class TextEncoder(Protocol):
+    """Encodes prompts as `length` rows of `width` numbers each."""
+
+    length: int
+    width: int
+
+    def encode(self, prompts: Sequence[str | None]) -> Float[Tensor, "B M E"]:
+        """Encode each prompt; None is the null text, all zeros.
+
+        Raises:
+            UserError: a prompt is blank or too long.
+        """
+        ...
+
+
+class WordsEncoder:
+    r"""A frozen encoder without weights: a fixed random vector for the word, plus its place in the prompt.
+
+    The words are the runs of letters, digits and underscores (`\w+`) of the lower-cased prompt. Row $m$, from 0, of
+    a prompt whose $m$-th word is $w$ is the sum of two float32 vectors,
+
+    $$\frac{g_w}{\sqrt{\mathrm{mean}(g_w^2)}} + [\sin m\omega, \cos m\omega],
+      \qquad \omega_i = 100^{-2i/E},\ i = 0 \ldots E/2 - 1,$$
+
+    with $g_w$ the first $E$ numbers of `Generator(Philox(key)).standard_normal(dtype=float32)` in numpy, whose key
+    is the first 16 bytes of SHA-256 of the word in UTF-8, read as two little-endian 64-bit numbers. All further
+    rows are zero.
+
+    Args:
+        length: rows M, the most words a prompt may have.
+        width: numbers per row E, even.
+    """
+
+    def __init__(self, length: int, width: int):
+        if width % 2:
+            raise ValueError(f"the width of the text embeddings must be even, got {width}")
+        self.length, self.width = length, width
+
+    def encode(self, prompts: Sequence[str | None]) -> Float[Tensor, "B M E"]:
+        """Encode each prompt as float32 rows on the CPU; None is the null text, all zeros.
+
+        Raises:
+            UserError: a prompt holds no word, or more than `length`.
+        """
+        rows = np.zeros((len(prompts), self.length, self.width), np.float32)
+        for row, prompt in zip(rows, prompts, strict=True):
+            words = [] if prompt is None else _words(prompt, self.length)
+            if words:
+                place = np.arange(len(words))[:, None] * 100.0 ** (-2 * np.arange(self.width // 2) / self.width)
+                row[: len(words)] = np.concatenate([np.sin(place), np.cos(place)], axis=1)
+                row[: len(words)] += [word_vector(word, self.width) for word in words]
+        return torch.from_numpy(rows)
+
+
+class T5Encoder:
+    """The encoder half of a T5 model from a local folder (config, tokenizer, safetensors); nothing is downloaded.
+
+    The prompt's tokens, closing `</s>` included, are encoded under the attention mask; the last hidden states are
+    kept in float32 and the rows behind them are zero. It runs where `model` is: move that to another device.
+
+    Args:
+        folder: what `save_pretrained` of transformers wrote, with `*.safetensors` weights.
+        length: rows M, the most tokens a prompt may have.
+
+    Raises:
+        UserError: transformers is not installed, or the folder is missing, incomplete or no T5.
+    """
+
+    def __init__(self, folder: str | Path, length: int = 512):
+        if not Path(folder).is_dir():
+            raise UserError(f"T5 folder {folder} does not exist: give a folder with config, tokenizer and safetensors")
+        try:
+            from transformers import AutoTokenizer, T5EncoderModel
+        except ImportError as error:
+            raise UserError("the t5 text encoder needs transformers: pip install 'cosmos-ref[text]'") from error
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
+            # Safetensors only: the other format unpickles.
+            self.model, report = T5EncoderModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # transformers, tokenizers and safetensors each raise kinds of their own
+            raise UserError(f"T5 folder {folder} cannot be read: {error}") from error
+        if report["missing_keys"]:  # transformers fills them with random numbers
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise UserError(f"T5 folder {folder} lacks weights of a T5 encoder: {missing}, ...")
+        self.model.eval().requires_grad_(False)
+        self.length, self.width = length, int(self.model.config.d_model)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str | None]) -> Float[Tensor, "B M E"]:
+        """Encode each prompt as float32 rows on the CPU; None is the null text, all zeros.
+
+        Raises:
+            UserError: a prompt is blank or has more than `length` tokens.
+        """
+        rows = torch.zeros(len(prompts), self.length, self.width)
+        given = [n for n, prompt in enumerate(prompts) if prompt is not None]
+        if given:
+            tokens = [self._tokens(str(prompts[n])) for n in given]
+            batch = self.tokenizer.pad(
+                {"input_ids": tokens}, padding="max_length", max_length=self.length, return_tensors="pt"
+            ).to(self.model.device)
+            hidden = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            rows[given] = hidden.float().masked_fill(batch.attention_mask[..., None] == 0, 0).cpu()
+        return rows
+
+    def _tokens(self, prompt: str) -> list[int]:
+        if not prompt.strip():
+            raise _blank(prompt)
+        tokens = self.tokenizer(prompt, truncation=False).input_ids
+        if len(tokens) > self.length:
+            raise _too_long(prompt, len(tokens), "tokens", self.length)
+        return tokens
+
+
+def build_text_encoder(text: TextConfig, t5_folder: str | Path | None = None) -> TextEncoder:
+    """Build the encoder that a preset names.
+
+    Raises:
+        UserError: the name is unknown, or T5's folder is missing, unusable or of another width than the preset's.
+    """
+    if text.encoder == "words":
+        return WordsEncoder(text.length, text.width)
+    if text.encoder != "t5":
+        raise UserError(f"unknown text encoder {text.encoder!r}; accepted: words, t5")
+    if t5_folder is None:
+        raise UserError("the text encoder 't5' needs its folder: give one with config, tokenizer and safetensors")
+    encoder = T5Encoder(t5_folder, text.length)
+    if encoder.width != text.width:
+        raise UserError(f"T5 folder {t5_folder} gives width {encoder.width}; this model takes {text.width}")
+    return encoder
+
+
+@lru_cache(maxsize=4096)
+def word_vector(word: str, width: int) -> Float32[np.ndarray, "E"]:
+    """Return the unit-RMS Gaussian vector of a word, the same in every process and on every machine."""
+    key = np.frombuffer(hashlib.sha256(word.encode()).digest()[:16], "<u8")
+    vector = np.random.Generator(np.random.Philox(key=key)).standard_normal(width, dtype=np.float32)
+    return vector / np.sqrt(np.mean(vector**2))
+
+
+def _words(prompt: str, length: int) -> list[str]:
+    words = re.findall(r"\w+", prompt.lower())
+    if not words:
+        raise _blank(prompt)
+    if len(words) > length:
+        raise _too_long(prompt, len(words), "words", length)
+    return words
+
+
+def _blank(prompt: str) -> UserError:
+    return UserError(f"the prompt {prompt!r} is empty: write what should be seen, or leave the prompt out")
+
+
+def _too_long(prompt: str, given: int, unit: str, accepted: int) -> UserError:
+    return UserError(f"the prompt {prompt[:60]!r}... has {given} {unit}; at most {accepted} are accepted: shorten it")
