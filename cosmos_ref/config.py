@@ -143,6 +143,20 @@ class Config:
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
 
+    def __post_init__(self):
+        model = self.model
+        if model.width % model.num_heads or model.head_dim < 16 or model.head_dim % 2:
+            raise UserError(
+                f"width {model.width} with {model.num_heads} heads does not work: "
+                "each head needs the same even number of channels, at least 16"
+            )
+        if model.text_width != self.text.width:
+            raise UserError(f"model.text_width {model.text_width} and text.width {self.text.width} must be the same")
+        if model.channels != self.tokenizer.channels:
+            raise UserError(
+                f"model.channels {model.channels} and tokenizer.channels {self.tokenizer.channels} must be the same"
+            )
+
 
 PRESETS: dict[str, Config] = {
     "micro": Config(
@@ -190,7 +204,8 @@ def latent_shape(config: Config, clip: ClipConfig) -> tuple[int, int, int, int]:
         unit = tokenizer.spatial_factor * patch
         if size < unit or size % unit or size > most * unit:
             raise UserError(
-                f"{name} {size} does not fit preset {config.name!r}: it must be a multiple of {unit}, at most {most * unit}"
+                f"{name} {size} does not fit preset {config.name!r}: "
+                f"it must be a multiple of {unit}, at most {most * unit}"
             )
     if frames % model.patch_size[0] or frames > model.max_tokens[0] * model.patch_size[0]:
         most = 1 + (model.max_tokens[0] * model.patch_size[0] - 1) * tokenizer.temporal_factor

@@ -1,6 +1,7 @@
 """The sampling loop: from noise to latents, whatever denoises and whichever solver steps."""
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def sample(
     """
     levels = sigmas.tolist()
     x, memory = levels[0] * noise, None
-    for sigma, sigma_next in progress(list(zip(levels[:-1], levels[1:], strict=True))):
+    for sigma, sigma_next in progress(list(pairwise(levels))):
         x, memory = SOLVERS[solver](denoise, x, sigma, sigma_next, memory)
     return x
 

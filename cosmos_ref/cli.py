@@ -1,0 +1,306 @@
+"""The command line: cosmos-ref demo | presets | equations | doctor | train | sample | tokenize | export."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from cosmos_ref.config import (
+    PRESETS,
+    ClipConfig,
+    Config,
+    DiffusionConfig,
+    ModelConfig,
+    SampleConfig,
+    TextConfig,
+    TokenizerConfig,
+    TrainConfig,
+    preset,
+)
+from cosmos_ref.errors import UserError
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def demo(out: Path = Path("runs/demo"), video: Path | None = None) -> None:
+    """From noise to a world: simulate, train, generate, export, and a report to look at.
+
+    Args:
+        out: folder for everything the demo writes.
+        video: a video of your own to tokenize, instead of the demo's.
+    """
+    from cosmos_ref.demo.run import run_demo
+
+    run_demo(out, video)
+
+
+def presets(name: Annotated[str | None, tyro.conf.Positional] = None) -> None:
+    """Show the presets, or every number of one.
+
+    Args:
+        name: a preset.
+    """
+    from cosmos_ref.catalogue import show_presets
+
+    show_presets(Console(), name)
+
+
+def equations(id: Annotated[str | None, tyro.conf.Positional] = None) -> None:
+    """Show all equations with source, function, tests and last result, or one of them whole.
+
+    Args:
+        id: an equation, for example edm.loss_weight.
+    """
+    from cosmos_ref.catalogue import show_equations
+
+    show_equations(Console(), id)
+
+
+def doctor() -> None:
+    """Say what this machine can do and what each preset would need."""
+    from cosmos_ref.doctor import examine
+
+    examine(Console())
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model, from the simulated world or from a folder of videos."""
+
+    out: Path
+    """Folder of the run: checkpoints, log, loss curve."""
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    tokenizer: TokenizerConfig
+    text: TextConfig
+    clip: ClipConfig
+    train: TrainConfig
+    sample: SampleConfig
+    preset: str = "tiny"
+    """What to start from; every number below can be changed."""
+    data: Path | None = None
+    """Folder of ordinary videos (captions in name.txt beside name.mp4); none is the simulated world."""
+    resize: bool = False
+    """Resize and crop videos of another size."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run's folder."""
+    t5: Path | None = None
+    """Local folder of the T5 encoder, for presets that use it."""
+    device: str = "cpu"
+    """Where to train: cpu, or cuda where there is a GPU."""
+
+    def run(self) -> None:
+        """Train."""
+        from cosmos_ref.training.data import FolderSource, WorldSource
+        from cosmos_ref.training.loop import train
+
+        config = Config(name=self.preset, **{name: getattr(self, name) for name in SECTIONS})
+        if self.data is None:
+            source = WorldSource(config.clip, config.train.world, config.train.seed)
+        else:
+            source = FolderSource(self.data, config.clip, resize=self.resize)
+        train(config, self.out, source, resume=self.resume, device=self.device, t5_folder=self.t5)
+
+
+SECTIONS = [field.name for field in fields(Config) if field.name != "name"]
+
+
+def train_from(name: str) -> Callable[..., None]:
+    """The train command with a preset's numbers as its defaults."""
+    config = preset(name)
+    defaults = {section: getattr(config, section) for section in SECTIONS}
+
+    def train(arguments: Annotated[Train, tyro.conf.arg(name="")]) -> None:
+        """Train a model, from the simulated world or from a folder of videos."""
+        arguments.run()
+
+    train.__defaults__ = (Train(out=tyro.MISSING, preset=name, **defaults),)
+    return train
+
+
+def sample(
+    weights: Path,
+    out: Path,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    frames: Path | None = None,
+    given: int | None = None,
+    resize: bool = False,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    fps: float | None = None,
+    solver: Literal["euler", "heun", "res_2ab"] | None = None,
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    augment_sigma: float | None = None,
+    seed: int | None = None,
+    t5: Path | None = None,
+    device: str = "cpu",
+) -> None:
+    """Generate a clip, from a prompt or from the last frames of a video. What is not said is the preset's.
+
+    Args:
+        weights: folder of a checkpoint or of a training run.
+        out: file to write; .mp4, .gif, or .png for a strip of frames.
+        prompt: what the clip shows; without one, Video2World goes on without text.
+        negative_prompt: what to lead away from.
+        frames: video or image to go on from (Video2World); its last frames are used.
+        given: how many of its frames to use: 1 + k * temporal_factor.
+        resize: resize and crop the given frames to the clip's size.
+        num_frames: length of the clip: 1 + k * temporal_factor.
+        height: height in pixels.
+        width: width in pixels.
+        fps: frames a second; with given frames, theirs.
+        solver: how the steps are taken.
+        num_steps: noise levels of the sampler.
+        guidance: g in D_c + g (D_c - D_u); 0 is none.
+        augment_sigma: noise on the given frames.
+        seed: which noise to start from.
+        t5: local folder of the T5 encoder, for presets that use it.
+        device: where to run.
+    """
+    from cosmos_ref.pipelines.text2world import text2world
+    from cosmos_ref.pipelines.video2world import video2world
+    from cosmos_ref.pipelines.world_model import load_world_model
+    from cosmos_ref.video_io import check_output, read_clip, write_video
+
+    check_output(out)
+    if prompt is None and frames is None:
+        raise UserError("there is nothing to generate from: give --prompt, --frames or both")
+    if given is not None and frames is None:
+        raise UserError("--given counts the frames to use of --frames, and there are none")
+    model = load_world_model(weights, t5, device)
+    config = model.config
+    chosen = dict(frames=num_frames, height=height, width=width, fps=fps)
+    clip = replace(config.clip, **{name: value for name, value in chosen.items() if value is not None})
+    chosen = dict(solver=solver, num_steps=num_steps, guidance=guidance, augment_sigma=augment_sigma, seed=seed)
+    settings = replace(config.sample, **{name: value for name, value in chosen.items() if value is not None})
+    if frames is None:
+        video = text2world(model, [prompt], clip, settings, negative_prompt, progress).video
+    else:
+        trained_for = 1 + (len(config.train.given_latents) - 2) * config.tokenizer.temporal_factor
+        source = read_clip(
+            frames, frames=given or trained_for, from_end=True, height=clip.height, width=clip.width, resize=resize
+        )
+        if fps is None:
+            clip = replace(clip, fps=source.fps)
+        video = video2world(model, source.video[None], [prompt], clip, settings, negative_prompt, progress).video
+    write_video(out, video[0], clip.fps)
+    Console().print(f"{out}: {clip.frames} frames of {clip.height}x{clip.width} at {clip.fps:g} fps")
+
+
+def tokenize(
+    video: Annotated[Path, tyro.conf.Positional],
+    out: Path = Path("runs/tokenize"),
+    weights: Path | None = None,
+    resize: bool = False,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> None:
+    """Turn a video into latents and back; writes latents.safetensors and both videos side by side.
+
+    Args:
+        video: video file or image.
+        out: folder to write into.
+        weights: checkpoint whose tokenizer to use; without one, the tokenizer is fitted to this video.
+        resize: resize and crop the video.
+        num_frames: frames to read from its beginning: 1 + k * temporal_factor.
+        height: height in pixels.
+        width: width in pixels.
+    """
+    from cosmos_ref.pipelines.tokenize import tokenize_file
+
+    chosen = dict(frames=num_frames, height=height, width=width)
+    console = Console()
+    result = tokenize_file(video, out, weights, resize, {k: v for k, v in chosen.items() if v is not None})
+    console.print(
+        f"{video}: video {'x'.join(map(str, result.video_shape))} -> latents {'x'.join(map(str, result.latent_shape))}, "
+        f"{result.compression:.1f}x fewer numbers, PSNR {result.psnr:.2f} dB"
+    )
+    console.print(f"{out}/latents.safetensors, {out}/reconstruction.mp4 (original left, reconstruction right)")
+
+
+def export(weights: Path, out: Path, t5: Path | None = None) -> None:
+    """Write the denoiser and the tokenizer as ONNX, with measured parity.
+
+    Args:
+        weights: folder of a checkpoint or of a training run.
+        out: folder of the bundle.
+        t5: local folder of the T5 encoder, for presets that use it.
+    """
+    try:
+        from cosmos_export.to_onnx import export_bundle
+    except ImportError as error:
+        raise UserError(
+            f"exporting needs another package ({error}): pip install 'cosmos-ref[export]' ./export"
+        ) from None
+    from cosmos_ref.pipelines.world_model import load_world_model
+
+    model = load_world_model(weights, t5)
+    export_bundle(model.config, model.denoiser, model.tokenizer, out)
+    Console().print(f"{out}: run it without PyTorch by `python -m cosmos_export.runtime {out} --help`")
+
+
+def progress(steps):
+    """Show how far a sampler is."""
+    from rich.progress import track
+
+    return track(steps, description="sampling", console=Console(stderr=True))
+
+
+def requested_preset(arguments: list[str]) -> str:
+    """The preset named on the command line: its numbers are the defaults of all other options."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--preset":
+            return following
+        if argument.startswith("--preset="):
+            return argument.removeprefix("--preset=")
+    return "tiny"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit code 0 for success, 2 for a request that cannot be met, 1 for a failure, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console = Console(stderr=True)
+    try:
+        commands = {
+            "demo": demo,
+            "presets": presets,
+            "equations": equations,
+            "doctor": doctor,
+            "train": train_from(requested_preset(arguments) if arguments[:1] == ["train"] else "tiny"),
+            "sample": sample,
+            "tokenize": tokenize,
+            "export": export,
+        }
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="cosmos-ref",
+            description="Readable, proven and deployable reference implementation of the Cosmos-1.0 diffusion world model.",
+            args=arguments,
+        )
+    except UserError as error:
+        fail(console, str(error), USAGE)
+    except KeyboardInterrupt as interrupt:
+        fail(console, str(interrupt) or "interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+    except (OSError, RuntimeError) as error:
+        fail(console, f"{type(error).__name__}: {error}", FAILURE)
+
+
+def fail(console: Console, message: str, code: int) -> None:
+    """End with one message and an exit code."""
+    console.print(f"[bold red]cosmos-ref:[/bold red] {escape(message)}", highlight=False)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What this machine can do, and what each preset would need of it."""
+
+import importlib.util
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cosmos_ref.catalogue import memory_gib, parameter_count
+from cosmos_ref.config import PRESETS
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "av",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "transformers",
+)
+
+
+def examine(console: Console) -> None:
+    """Print the machine, what is installed, and what fits."""
+    total, available = memory()
+    machine = Table(title="machine", title_justify="left", show_header=False)
+    machine.add_row("system", platform.platform())
+    machine.add_row("Python", sys.version.split()[0])
+    machine.add_row("CPU", f"{cpu_name()}, {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads")
+    machine.add_row("memory", f"{total:.1f} GiB, {available:.1f} GiB free" if total else "unknown")
+    machine.add_row("GPU", "\n".join(gpus()) or "none that PyTorch can use")
+    machine.add_row("ONNX Runtime", ", ".join(onnx_providers()) or "not installed: pip install 'cosmos-ref[export]'")
+    machine.add_row("TensorRT", tensorrt())
+    console.print(machine)
+
+    packages = Table(title="packages", title_justify="left", show_header=False)
+    for name in PACKAGES:
+        packages.add_row(name, installed(name))
+    if installed("onnxruntime") != "-" and installed("onnxruntime-gpu") != "-":
+        packages.add_row(
+            "", "[red]both onnxruntime packages are installed and overwrite each other: uninstall one[/red]"
+        )
+    console.print(packages)
+
+    needs = Table(title="presets", title_justify="left")
+    for heading in ("preset", "parameters", "memory to sample", "memory to train", "here"):
+        needs.add_column(heading)
+    for config in PRESETS.values():
+        sampling, training = memory_gib(config)
+        fits = (
+            "unknown"
+            if not total
+            else "trains"
+            if training < available
+            else "samples"
+            if sampling < available
+            else "no"
+        )
+        needs.add_row(
+            config.name,
+            f"{parameter_count(config):,}",
+            *(f"{1024 * gib:,.0f} MiB" for gib in (sampling, training)),
+            fits,
+        )
+    console.print(needs)
+    console.print(
+        "Memory is that of weights in float32 (training: gradients, AdamW and average too), without activations."
+    )
+
+
+def memory() -> tuple[float, float]:
+    """Total and available memory in GiB, zeros where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0.0, 0.0
+    sizes = {name: int(rest.split()[0]) / 2**20 for name, rest in (line.split(":", 1) for line in lines)}
+    return sizes["MemTotal"], sizes["MemAvailable"]
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def gpus() -> list[str]:
+    """Graphics cards that PyTorch can use, with their memory."""
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [f"{card.name}, {card.total_memory / 2**30:.0f} GiB" for card in cards]
+
+
+def onnx_providers() -> list[str]:
+    """What ONNX Runtime can run on, as far as it is built for it."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return []
+    import onnxruntime
+
+    return onnxruntime.get_available_providers()
+
+
+def tensorrt() -> str:
+    """Which TensorRT there is, and whether it loads."""
+    for module in ("tensorrt", "tensorrt_rtx"):
+        if importlib.util.find_spec(module) is not None:
+            try:
+                return f"{module} {importlib.import_module(module).__version__}"
+            except (ImportError, OSError) as error:
+                return f"{module} is installed but does not load: {error}"
+    return "not installed (it needs an NVIDIA GPU)"
+
+
+def installed(name: str) -> str:
+    """Version of a package, or a dash."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "-"
