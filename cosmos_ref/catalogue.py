@@ -31,8 +31,9 @@ def show_equations(console: Console, id: str | None) -> None:
     """
     record = read_record()
     if id is None:
-        console.print(equation_table(record))
-        console.print(record_note(record))
+        for known in sorted(EQUATIONS):
+            console.print(equation_line(EQUATIONS[known], record))
+        console.print(f"{len(EQUATIONS)} equations. {record_note(record)}")
         return
     if id not in EQUATIONS:
         near = [known for known in EQUATIONS if id in known or known.split(".")[1] == id.split(".")[-1]]
@@ -69,16 +70,11 @@ def location(equation: Equation) -> str:
     return f"{function.__module__.removeprefix('cosmos_ref.equations.')}.py:{function.__code__.co_firstlineno}"
 
 
-def equation_table(record: dict) -> Table:
-    """One line an equation."""
-    table = Table(title=f"{len(EQUATIONS)} equations", title_justify="left")
-    for heading in ("equation", "function", "tests", "last result"):
-        table.add_column(heading, justify="right" if heading == "tests" else "left", no_wrap=True)
-    table.add_column("source")
-    for id in sorted(EQUATIONS):
-        tests = record.get("equations", {}).get(id, {})
-        table.add_row(id, location(EQUATIONS[id]), str(len(tests) or "-"), outcome(tests), EQUATIONS[id].source)
-    return table
+def equation_line(equation: Equation, record: dict) -> str:
+    """Id, place, number of tests and last result of an equation; its source below."""
+    tests = record.get("equations", {}).get(equation.id, {})
+    head = f"[bold]{equation.id:<32}[/bold]{location(equation):<22}{len(tests) or '-':>4} tests  {outcome(tests)}"
+    return f"{head}\n    [dim]{escape(equation.source)}[/dim]"
 
 
 def equation_page(equation: Equation, record: dict) -> Group:
@@ -138,7 +134,7 @@ def memory_gib(config: Config) -> tuple[float, float]:
 
 def preset_table() -> Table:
     """One line a preset."""
-    table = Table(title="presets", title_justify="left")
+    table = Table(title="presets", title_justify="left", box=None)
     for heading in ("preset", "parameters", "clip", "latents", "tokens", "width x depth", "training"):
         table.add_column(heading, no_wrap=True)
     for config in PRESETS.values():

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from cosmos_ref.config import (
-    PRESETS,
     ClipConfig,
     Config,
     DiffusionConfig,
@@ -221,8 +220,8 @@ def tokenize(
     console = Console()
     result = tokenize_file(video, out, weights, resize, {k: v for k, v in chosen.items() if v is not None})
     console.print(
-        f"{video}: video {'x'.join(map(str, result.video_shape))} -> latents {'x'.join(map(str, result.latent_shape))}, "
-        f"{result.compression:.1f}x fewer numbers, PSNR {result.psnr:.2f} dB"
+        f"{video}: video {'x'.join(map(str, result.video_shape))} -> "
+        f"latents {'x'.join(map(str, result.latent_shape))}, {result.compression:.1f}x fewer numbers, PSNR {result.psnr:.2f} dB"
     )
     console.print(f"{out}/latents.safetensors, {out}/reconstruction.mp4 (original left, reconstruction right)")
 
@@ -283,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="cosmos-ref",
-            description="Readable, proven and deployable reference implementation of the Cosmos-1.0 diffusion world model.",
+            description="Readable, proven and deployable reference implementation of Cosmos-1.0, a diffusion world model.",
             args=arguments,
         )
     except UserError as error:

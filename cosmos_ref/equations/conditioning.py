@@ -43,9 +43,7 @@ def replace_frames(
     return frame_mask * x0 + (1 - frame_mask) * D
 
 
-@equation(
-    "conditioning.augment_frames", source=_SOURCE + "; Ho et al. 2022 (arXiv 2106.15282), noise augmentation"
-)
+@equation("conditioning.augment_frames", source=_SOURCE + "; Ho et al. 2022 (arXiv 2106.15282), noise augmentation")
 def augment_frames(
     x: Float[Tensor, "B C T H W"],
     given: Float[Tensor, "B C T H W"],
@@ -58,7 +56,8 @@ def augment_frames(
 
     $$m\, c_\text{in}(\sigma_a)\, x_a + (1 - m)\, c_\text{in}(\sigma)\, x$$
 
-    `given` ($x_a$) holds the given frames already noised by `augment_sigma` ($\sigma_a$); `frame_mask` is the active one.
+    `given` ($x_a$) holds the given frames already noised by `augment_sigma` ($\sigma_a$); `frame_mask` is the active
+    one.
     """
     given = expand(edm.c_in(augment_sigma, sigma_data), x) * given
     return frame_mask * given + (1 - frame_mask) * expand(edm.c_in(sigma, sigma_data), x) * x

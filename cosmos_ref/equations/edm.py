@@ -4,7 +4,8 @@ A sample $x = x_0 + \sigma n$ has variance $\sigma^2 + \sigma_\text{data}^2$, wh
 The denoiser $D_\theta$ therefore wraps a network $F_\theta$ whose input and training target both have unit variance at
 every noise level:
 
-$$D_\theta(x; \sigma) = c_\text{skip}(\sigma)\, x + c_\text{out}(\sigma)\, F_\theta(c_\text{in}(\sigma)\, x;\ c_\text{noise}(\sigma)).$$
+$$D_\theta(x; \sigma) = c_\text{skip}(\sigma)\, x
+  + c_\text{out}(\sigma)\, F_\theta(c_\text{in}(\sigma)\, x;\ c_\text{noise}(\sigma)).$$
 """
 
 import torch
@@ -53,9 +54,7 @@ def c_noise(sigma: Sigma) -> Sigma:
     return 0.25 * torch.log(sigma)
 
 
-@equation(
-    "edm.denoise", source="Karras et al. 2022 (arXiv 2206.00364), Eq. 7; Cosmos (arXiv 2501.03575), Sec. 5.1"
-)
+@equation("edm.denoise", source="Karras et al. 2022 (arXiv 2206.00364), Eq. 7; Cosmos (arXiv 2501.03575), Sec. 5.1")
 def denoise(
     F: Float[Tensor, "B *S"], x: Float[Tensor, "B *S"], sigma: Sigma, sigma_data: float
 ) -> Float[Tensor, "B *S"]:
@@ -79,11 +78,12 @@ def network_target(
 
 @equation(
     "edm.loss_weight",
-    source="Karras et al. 2022 (arXiv 2206.00364), Table 1; Cosmos (arXiv 2501.03575), Sec. 5.1 (the seed text drops the square)",
+    source=_TABLE_1 + " (the seed text drops the square)",
 )
 def loss_weight(sigma: Sigma, sigma_data: float) -> Sigma:
     r"""Weight of the denoising error that makes every noise level count the same at initialisation.
 
-    $$\lambda(\sigma) = \frac{\sigma^2 + \sigma_\text{data}^2}{(\sigma\, \sigma_\text{data})^2} = \frac{1}{c_\text{out}(\sigma)^2}$$
+    $$\lambda(\sigma) = \frac{\sigma^2 + \sigma_\text{data}^2}{(\sigma\, \sigma_\text{data})^2}
+      = \frac{1}{c_\text{out}(\sigma)^2}$$
     """
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2

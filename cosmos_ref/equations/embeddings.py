@@ -32,7 +32,8 @@ def fourier_features(
 ) -> Float[Tensor, "B C"]:
     r"""Random Fourier features of unit variance.
 
-    $$\phi_j(c) = \sqrt 2 \cos(f_j c + \varphi_j), \qquad f_j \sim 2\pi\, \mathcal N(0, 1),\ \varphi_j \sim 2\pi\, \mathcal U(0, 1)$$
+    $$\phi_j(c) = \sqrt 2 \cos(f_j c + \varphi_j), \qquad
+      f_j \sim 2\pi\, \mathcal N(0, 1),\ \varphi_j \sim 2\pi\, \mathcal U(0, 1)$$
     """
     return math.sqrt(2) * torch.cos(c_noise[:, None] * frequencies + phases)
 

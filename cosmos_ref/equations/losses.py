@@ -24,7 +24,8 @@ def denoising_error(
 
 @equation(
     "losses.uncertainty_weighted",
-    source="Cosmos (arXiv 2501.03575), Sec. 5.1, Eq. 2; Karras et al. 2024 (arXiv 2312.02696), Eq. 21 (the seed text drops the division by e^u)",
+    source="Cosmos (arXiv 2501.03575), Sec. 5.1, Eq. 2; Karras et al. 2024 (arXiv 2312.02696), Eq. 21 "
+    "(the seed text drops the division by e^u)",
 )
 def uncertainty_weighted(
     L: Float[Tensor, "B"], loss_weight: Float[Tensor, "B"], logvar: Float[Tensor, "B"]
@@ -33,6 +34,6 @@ def uncertainty_weighted(
 
     $$\mathcal L = \frac{\lambda(\sigma)}{e^{u(\sigma)}}\, L + u(\sigma)$$
 
-    At its minimum over u, $e^{u(\sigma)} = \mathbb E[\lambda(\sigma) L \mid \sigma]$, so every noise level weighs the same.
+    At its minimum over u, $e^{u(\sigma)} = \mathbb E[\lambda(\sigma) L \mid \sigma]$: every noise level weighs the same.
     """
     return loss_weight * L * torch.exp(-logvar) + logvar

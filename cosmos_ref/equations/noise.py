@@ -29,9 +29,7 @@ def log_normal_sigma(normal: Float[Tensor, "*B"], p_mean: float, p_std: float) -
     return torch.exp(p_mean + p_std * normal)
 
 
-@equation(
-    "noise.video_noise_shift", source="Cosmos (arXiv 2501.03575), Sec. 5.1.3; the code counts latent frames"
-)
+@equation("noise.video_noise_shift", source="Cosmos (arXiv 2501.03575), Sec. 5.1.3; the code counts latent frames")
 def video_noise_shift(sigma: Sigma, latent_frames: int) -> Sigma:
     r"""Noise level of a video batch relative to an image batch: frames repeat each other, so more noise is needed.
 

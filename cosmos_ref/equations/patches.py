@@ -1,4 +1,4 @@
-"""Between latents and tokens. The two directions order the channels of a patch differently; checkpoints depend on it."""
+"""Between latents and tokens; the two directions order the channels of a patch differently, as checkpoints need it."""
 
 from einops import rearrange
 from jaxtyping import Float

@@ -44,7 +44,8 @@ def angles_3d(
 ) -> Float[Tensor, "B L K"]:
     r"""Rotation angles of every token: axes (t, h, w) side by side, the whole list twice (first and second half).
 
-    $$\alpha = \left[\tfrac{f_0}{f} t\, \theta^t,\ h\, \theta^h,\ w\, \theta^w\right], \qquad f_0 = 24\ \text{frames a second}$$
+    $$\alpha = \left[\tfrac{f_0}{f} t\, \theta^t,\ h\, \theta^h,\ w\, \theta^w\right],
+      \qquad f_0 = 24\ \text{frames a second}$$
     """
     dims = axis_dims(head_dim)
     theta_t, theta_h, theta_w = (

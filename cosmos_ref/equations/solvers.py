@@ -1,4 +1,4 @@
-r"""Solvers: from noise to a sample along the probability-flow ODE $\mathrm dx / \mathrm d\sigma = (x - D(x; \sigma)) / \sigma$."""
+r"""Solvers: from noise to a sample along the ODE $\mathrm dx / \mathrm d\sigma = (x - D(x; \sigma)) / \sigma$."""
 
 import math
 from collections.abc import Callable
@@ -21,9 +21,7 @@ def ode_derivative(x: Float[Tensor, "*S"], D: Float[Tensor, "*S"], sigma: float)
 
 
 @equation("solvers.euler_step", source=_EDM + ", Algorithm 1, line 5")
-def euler_step(
-    x: Float[Tensor, "*S"], D: Float[Tensor, "*S"], sigma: float, sigma_next: float
-) -> Float[Tensor, "*S"]:
+def euler_step(x: Float[Tensor, "*S"], D: Float[Tensor, "*S"], sigma: float, sigma_next: float) -> Float[Tensor, "*S"]:
     r"""First-order step; a step to zero returns D itself.
 
     $$x' = x + (\sigma' - \sigma)\, \frac{x - D}{\sigma}$$
@@ -65,7 +63,8 @@ def res_2ab_step(
 
     With $h = \ln(\sigma / \sigma')$ and $c_2 = -\ln(\sigma_\text{previous} / \sigma) / h$,
 
-    $$x' = e^{-h} x + h\, (b_1 D + b_2 D_\text{previous}), \quad b_2 = \varphi_2(-h) / c_2, \quad b_1 = \varphi_1(-h) - b_2,$$
+    $$x' = e^{-h} x + h\, (b_1 D + b_2 D_\text{previous}), \quad b_2 = \varphi_2(-h) / c_2,
+      \quad b_1 = \varphi_1(-h) - b_2,$$
     $$\varphi_1(z) = \frac{e^z - 1}{z}, \qquad \varphi_2(z) = \frac{\varphi_1(z) - 1}{z}.$$
 
     A step to zero returns D: the "clean" call that ends the original sampler.

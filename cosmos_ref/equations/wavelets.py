@@ -27,9 +27,7 @@ def haar_3d(x: Float[Tensor, "B C T H W"], levels: tuple[int, int, int]) -> Floa
 
 
 @equation("wavelets.inverse_haar_3d", source=_SOURCE)
-def inverse_haar_3d(
-    x: Float[Tensor, "B C T H W"], levels: tuple[int, int, int]
-) -> Float[Tensor, "B C2 T2 H2 W2"]:
+def inverse_haar_3d(x: Float[Tensor, "B C T H W"], levels: tuple[int, int, int]) -> Float[Tensor, "B C2 T2 H2 W2"]:
     r"""Undo `haar_3d`.
 
     $$a = l + h, \qquad b = l - h$$
