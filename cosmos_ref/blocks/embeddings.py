@@ -24,7 +24,7 @@ class NoiseEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, 3 * width, bias=False)
         self.norm = RMSNorm(width)
 
-    def forward(self, c_noise: Float[Tensor, "B"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B 3D"]]:
+    def forward(self, c_noise: Float[Tensor, "B"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B 3*D"]]:
         """Noise embedding and shared AdaLN term."""
         sinusoid = embeddings.sinusoidal(c_noise, self.width).to(self.norm.weight.dtype)
         return self.norm(sinusoid), self.linear_2(nnf.silu(self.linear_1(sinusoid)))
