@@ -1,0 +1,93 @@
+"""The site builds without a warning, in both languages, and fetches nothing from elsewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from cosmos_ref.traceability import EQUATIONS
+
+ROOT = Path(__file__).parent.parent
+LANGUAGES = {"en": "", "pt": "pt"}  # folder of the sources, folder of the site
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The built site."""
+    target = tmp_path_factory.mktemp("site")
+    build = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert build.returncode == 0, build.stdout + build.stderr
+    return target
+
+
+def pages(site: Path) -> list[Path]:
+    found = sorted(site.rglob("*.html"))
+    assert found
+    return found
+
+
+def loaded(page: Path) -> list[str]:
+    """What the browser fetches by itself: scripts, styles, fonts, icons and pictures."""
+    html = page.read_text()
+    links = re.findall(r"<link\b[^>]*\brel=\"?(?:stylesheet|preload|preconnect|icon)\"?[^>]*>", html)
+    hrefs = [match[1] for link in links if (match := re.search(r'\bhref="?([^"\s>]+)', link))]
+    return hrefs + re.findall(r'<(?:script|img|iframe|video|source)\b[^>]*\bsrc="?([^"\s>]+)', html)
+
+
+def test_every_page_stands_in_both_languages(site):
+    sources = {
+        language: {path.relative_to(ROOT / "docs" / language) for path in (ROOT / "docs" / language).rglob("*.md")}
+        for language in LANGUAGES
+    }
+    assert sources["en"] == sources["pt"]
+    for folder in LANGUAGES.values():
+        for source in sources["en"]:
+            name = source if source.stem == "index" else source.with_suffix("") / "index.md"
+            assert (site / folder / name.with_suffix(".html")).exists()
+
+
+def test_nothing_is_fetched_from_elsewhere(site):
+    for page in pages(site):
+        assert not [address for address in loaded(page) if re.match(r"(https?:)?//", address)], page
+    for style in site.rglob("*.css"):
+        assert not re.search(r"""(url\(|@import)\s*["']?(https?:)?//""", style.read_text()), style
+
+
+def test_everything_a_page_loads_is_in_the_site(site):
+    for page in pages(site):
+        assert any("katex.min.js" in address for address in loaded(page))
+        for address in loaded(page):
+            address = unquote(address.split("?")[0].split("#")[0])
+            base = site if address.startswith("/") else page.parent
+            assert (base / address.lstrip("/")).resolve().is_file(), (page, address)
+    fonts = re.findall(r"url\((fonts/[^)]+\.woff2)\)", (site / "assets/katex/katex.min.css").read_text())
+    assert fonts
+    for font in fonts:
+        assert (site / "assets/katex" / font).is_file()
+
+
+def test_every_equation_shows_its_function_and_its_record_in_both_languages(site):
+    for folder, source in (("", "Source: "), ("pt", "Fonte: ")):
+        html = {page: page.read_text() for page in (site / folder / "equations").rglob("*.html")}
+        assert not [page for page, text in html.items() if "verified-by" in text]  # a marker nobody replaced
+        for id, equation in EQUATIONS.items():
+            (section,) = [
+                match[0] for text in html.values() for match in re.finditer(section_of(id), text, flags=re.DOTALL)
+            ]
+            assert f'id="{equation.function.__module__}.{equation.function.__name__}"' in section
+            assert source in section
+            assert re.search(r'<details class="(success|failure|note)">', section)
+
+
+def section_of(id: str) -> str:
+    return rf'<h2 id="eq-{re.escape(id)}">.*?(?=<h2|</article)'
