@@ -1,0 +1,172 @@
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cosmos_ref.equations import causal, wavelets
+from cosmos_ref.errors import UserError
+from tests.impostors import impostor
+from tests.strategies import normal, seeds
+
+SAME = dict(rtol=0, atol=0)  # frames are only copied
+counts = st.integers(0, 4)
+lengths = st.integers(1, 6)
+factors = st.integers(1, 16)
+
+
+def frames(*values):
+    """One number a frame, shape `1 1 T 1 1`."""
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, -1, 1, 1)
+
+
+def code(video, levels):
+    """The first half of a tokenizer: padding to whole cells, then a transform that knows nothing of causality."""
+    return wavelets.haar_3d(causal.causal_pad(video, 2**levels - 1), (levels, 0, 0))
+
+
+# --- causal_pad
+
+
+@pytest.mark.verifies("causal.causal_pad", by="point")
+def test_two_copies_of_the_first_frame_go_in_front():
+    torch.testing.assert_close(causal.causal_pad(frames(7, 8, 9), 2), frames(7, 7, 7, 8, 9), **SAME)
+
+
+@pytest.mark.verifies("causal.causal_pad")
+@given(lengths, counts, seeds)
+def test_the_clip_itself_stays_whole_at_the_end(T, count, seed):
+    video = normal(seed, 2, 3, T, 2, 2)
+    padded = causal.causal_pad(video, count)
+    assert padded.shape[2] == T + count
+    torch.testing.assert_close(padded[:, :, count:], video, **SAME)
+
+
+@pytest.mark.verifies("causal.causal_pad")
+@given(lengths, counts, seeds)
+def test_a_still_clip_stays_still(T, count, seed):
+    """What a tokenizer sees before the first frame is the first frame, not black."""
+    still = normal(seed, 2, 3, 1, 2, 2)
+    padded = causal.causal_pad(still.expand(-1, -1, T, -1, -1), count)
+    torch.testing.assert_close(padded, still.expand_as(padded), **SAME)
+
+
+@pytest.mark.verifies("causal.causal_pad")
+@given(st.integers(1, 3), st.integers(1, 2), seeds, st.data())
+def test_changing_a_frame_leaves_earlier_latents_untouched(cells, levels, seed, data):
+    """Frame T is seen first by latent ceil(T / factor); the first latent sees the first frame alone."""
+    factor = 2**levels
+    video = normal(seed, 1, 3, 1 + cells * factor, 2, 2)
+    changed = data.draw(st.integers(1, cells * factor))
+    other = video.clone()
+    other[:, :, changed] += 1
+    latents, others = code(video, levels), code(other, levels)
+    first = -(-changed // factor)
+    torch.testing.assert_close(others[:, :, :first], latents[:, :, :first], **SAME)
+    assert not torch.equal(others[:, :, first], latents[:, :, first])  # and this one does see it
+
+
+@impostor("causal.causal_pad", "zeros in front: mid-grey frames that never were")
+def causal_pad_with_zeros(x, count):
+    return torch.cat([torch.zeros_like(x[:, :, :1]).expand(-1, -1, count, -1, -1), x], dim=2)
+
+
+@impostor("causal.causal_pad", "both sides, like any other convolution")
+def causal_pad_on_both_sides(x, count):
+    first, last = x[:, :, :1], x[:, :, -1:]
+    front = first.expand(-1, -1, count // 2, -1, -1)
+    return torch.cat([front, x, last.expand(-1, -1, count - count // 2, -1, -1)], dim=2)
+
+
+@impostor("causal.causal_pad", "the last frame repeated behind")
+def causal_pad_behind(x, count):
+    return torch.cat([x, x[:, :, -1:].expand(-1, -1, count, -1, -1)], dim=2)
+
+
+@impostor("causal.causal_pad", "the clip mirrored in front: the first latent sees the future")
+def causal_pad_mirrored(x, count):
+    mirrored = torch.arange(count, 0, -1).clamp(max=x.shape[2] - 1)
+    return torch.cat([x[:, :, mirrored], x], dim=2)
+
+
+# --- latent_length
+
+
+@pytest.mark.verifies("causal.latent_length", by="point")
+def test_latent_lengths_of_the_7b_and_of_tiny():
+    assert [causal.latent_length(frames, 8) for frames in (1, 9, 17, 121)] == [1, 2, 3, 16]
+    assert causal.latent_length(9, 2) == 5
+
+
+@pytest.mark.verifies("causal.latent_length", "causal.clip_length")
+@given(st.integers(0, 40), factors)
+def test_clip_length_undoes_latent_length(cells, factor):
+    assert causal.clip_length(causal.latent_length(1 + cells * factor, factor), factor) == 1 + cells * factor
+
+
+@pytest.mark.verifies("causal.latent_length")
+@given(st.integers(0, 5), st.integers(0, 3))
+def test_latent_length_counts_the_latents_that_come_out(cells, levels):
+    video = frames(*range(1 + cells * 2**levels))
+    assert causal.latent_length(video.shape[2], 2**levels) == code(video, levels).shape[2]
+
+
+@pytest.mark.verifies("causal.latent_length")
+@given(st.integers(-3, 200), st.integers(2, 16))
+def test_a_clip_that_does_not_fit_is_told_the_nearest_lengths_that_do(T, factor):
+    assume(T < 1 or (T - 1) % factor)
+    try:
+        causal.latent_length(T, factor)
+    except UserError as error:
+        accepted = [length for length in range(1, T + 2 * factor + 4) if (length - 1) % factor == 0]
+        below = max([length for length in accepted if length <= T], default=1)
+        assert f"{T} frames" in str(error)
+        assert f"for example {below} or {below + factor}" in str(error)
+    else:
+        raise AssertionError(f"{T} frames were accepted")
+
+
+@impostor("causal.latent_length", "rounded up: accepts clips that the tokenizer cannot cut")
+def latent_length_rounded_up(frames, temporal_factor):
+    return -(-frames // temporal_factor)
+
+
+@impostor("causal.latent_length", "no frame of its own for the start: T // s")
+def latent_length_without_the_first(frames, temporal_factor):
+    return frames // temporal_factor
+
+
+@impostor("causal.latent_length", "1 + T // s")
+def latent_length_with_one_frame_too_many(frames, temporal_factor):
+    return 1 + frames // temporal_factor
+
+
+@impostor("causal.latent_length", "remainder by 16, as in NVIDIA's inference: 17 frames become 1")
+def latent_length_modulo_sixteen(frames, temporal_factor):
+    return 1 + (frames % 16 - 1) // temporal_factor
+
+
+# --- clip_length
+
+
+@pytest.mark.verifies("causal.clip_length", by="point")
+def test_clip_lengths_of_the_7b_and_of_tiny():
+    assert [causal.clip_length(latents, 8) for latents in (1, 2, 16)] == [1, 9, 121]
+    assert causal.clip_length(5, 2) == 9
+
+
+@pytest.mark.verifies("causal.clip_length")
+@given(st.integers(1, 40), factors)
+def test_the_first_latent_is_one_frame_and_every_other_one_a_whole_cell(latent_frames, factor):
+    assert causal.clip_length(1, factor) == 1
+    added = causal.clip_length(latent_frames + 1, factor) - causal.clip_length(latent_frames, factor)
+    assert added == factor
+
+
+@impostor("causal.clip_length", "every latent a whole cell, the first one too")
+def clip_length_of_whole_cells(latent_frames, temporal_factor):
+    return latent_frames * temporal_factor
+
+
+@impostor("causal.clip_length", "the first frame counted on top")
+def clip_length_with_one_cell_more(latent_frames, temporal_factor):
+    return 1 + latent_frames * temporal_factor
