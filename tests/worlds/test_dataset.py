@@ -15,6 +15,7 @@ def test_the_resolution_does_not_change_what_happens(seed, kind):
     large = simulate([seed], frames=9, height=32, width=48, kind=kind)
     torch.testing.assert_close(small.states, large.states, atol=0, rtol=0, equal_nan=True)
     assert small.contacts == large.contacts and small.captions == large.captions
+    assert small.scenes[0].box[0] == 24 / 16  # the box fills the picture
 
 
 def test_a_longer_clip_begins_like_the_shorter_one():

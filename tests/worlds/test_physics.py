@@ -268,6 +268,8 @@ def test_a_marble_that_has_just_bounced_does_not_hit_the_wall_again_at_once():
     assert wall_hit_time(0.0, 0.05, 0.0) == inf
     assert wall_hit_time(0.0, 0.05, -0.01) == 10.0  # thrown up from the floor: back after 2 v / g
     assert pair_hit_time([0.2, 0, 0], [0.05, 0, 0], 0.2) == inf
+    # Nor does it fall through the wall when rounding has put it a hair behind.
+    assert wall_hit_time(-1e-16, 1e-9, -0.01) == pytest.approx(2e-7)
 
 
 def test_a_dropped_marble_reaches_the_floor_after_root_two_h_over_g():

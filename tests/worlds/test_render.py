@@ -75,6 +75,13 @@ def test_the_nearer_marble_covers_the_farther_whatever_their_order():
         assert batch.visibility[0, 0, 1 - hidden] == 1
 
 
+def test_each_marble_keeps_its_own_size_whatever_is_in_front():
+    small, large = ("red", 0.3, 0.5, 0.8, 0.05), ("blue", 0.7, 0.5, 0.2, 0.15)
+    seen = film([still(small, large)], 1, 64, 64).video
+    nearer = film([still((*small[:3], 0.1, 0.05), large)], 1, 64, 64).video
+    assert torch.equal(seen, nearer)  # apart from each other, depth does not show
+
+
 def test_a_marble_behind_the_wall_is_invisible_and_beside_it_is_not():
     wall = Occluder(0.4, 0.3)
     for x, visible in ((0.55, 0.0), (0.2, 1.0), (0.85, 1.0)):
