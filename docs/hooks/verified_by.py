@@ -16,8 +16,11 @@ WORDS = {
         "how to": "The tests have not been run in this checkout. `make test` runs them and records their results.",
         "last run": "Last run on {date}, commit `{commit}`.",
         "laws": "Laws and values computed by hand",
-        "impostors": "Impostors rejected",
-        "outcome": {"passed": "passed", "failed": "**failed**", "skipped": "skipped"},
+        "impostors": "Impostors",
+        "outcomes": {
+            "laws": {"passed": "holds", "failed": "**fails**", "skipped": "skipped"},
+            "impostors": {"passed": "rejected", "failed": "**not rejected**", "skipped": "skipped"},
+        },
     },
     "pt": {
         "source": "Fonte: {source}.",
@@ -27,8 +30,11 @@ WORDS = {
         "how to": "Os testes não foram executados nesta cópia. `make test` executa-os e registra os resultados.",
         "last run": "Última execução em {date}, commit `{commit}`.",
         "laws": "Leis e valores calculados à mão",
-        "impostors": "Impostores rejeitados",
-        "outcome": {"passed": "passou", "failed": "**falhou**", "skipped": "omitido"},
+        "impostors": "Impostores",
+        "outcomes": {
+            "laws": {"passed": "vale", "failed": "**não vale**", "skipped": "omitido"},
+            "impostors": {"passed": "rejeitado", "failed": "**não rejeitado**", "skipped": "omitido"},
+        },
     },
 }
 
@@ -63,7 +69,8 @@ def shown(id: str, record: dict, words: dict) -> str:
     for heading, group in (("laws", laws), ("impostors", impostors)):
         if group:
             lines += ["", f"| {words[heading]} | |", "|---|---|"]
-            lines += [f"| {sentence(name)} | {words['outcome'][outcome]} |" for name, outcome in sorted(group.items())]
+            outcomes = words["outcomes"][heading]
+            lines += [f"| {sentence(name)} | {outcomes[outcome]} |" for name, outcome in sorted(group.items())]
     return box(kind, title, lines)
 
 
