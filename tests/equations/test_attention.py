@@ -123,10 +123,13 @@ def test_rms_norm_of_three_and_four():
 
 
 @pytest.mark.verifies("attention.rms_norm")
-@given(widths, st.floats(1e-3, 1e3), seeds)
-def test_rms_norm_forgets_the_scale(K, scale, seed):
+@given(widths, st.floats(1e-3, 1e3), st.one_of(st.just(0.0), st.floats(0.1, 1)), seeds)
+def test_rms_norm_forgets_the_scale(K, scale, eps, seed):
+    """Without eps altogether; and eps, which is added to a square, scales like one."""
     x, weight = normal(seed, 3, K), normal(seed + 1, K)
-    torch.testing.assert_close(attention.rms_norm(scale * x, weight, 0.0), attention.rms_norm(x, weight, 0.0), **EXACT)
+    torch.testing.assert_close(
+        attention.rms_norm(scale * x, weight, scale**2 * eps), attention.rms_norm(x, weight, eps), **EXACT
+    )
 
 
 @pytest.mark.verifies("attention.rms_norm")

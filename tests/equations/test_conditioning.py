@@ -92,7 +92,7 @@ def test_the_mask_is_whole_above_the_noise_of_the_given_frames(mask, augment_sig
 
 
 @pytest.mark.verifies("conditioning.active_frames")
-@given(masks, sigmas, st.floats(0.01, 1))
+@given(masks, sigmas, st.one_of(st.just(1.0), st.floats(0.01, 1)))
 def test_the_mask_is_empty_from_the_noise_of_the_given_frames_down(mask, augment_sigma, ratio):
     assert not conditioning.active_frames(mask, ratio * augment_sigma, augment_sigma).any()
 

@@ -55,6 +55,16 @@ def test_opposite_embeddings_differ_by_the_linear_map_of_one(D, R, parts, seed):
     torch.testing.assert_close(there - back, embedding @ down.T @ up.T, **EXACT)
 
 
+@pytest.mark.verifies("modulation.adaln_lora")
+@given(widths, ranks, parts, st.floats(1.5, 10), seeds)
+def test_only_the_product_of_the_two_matrices_counts(D, R, parts, factor, seed):
+    """What one loses the other may win: between them nothing happens."""
+    embedding, down, up, shared = weights(seed, D, R, parts)
+    out = modulation.adaln_lora(embedding, down, up, shared, parts)
+    moved = modulation.adaln_lora(embedding, factor * down, up / factor, shared, parts)
+    torch.testing.assert_close(torch.cat(moved), torch.cat(out), **EXACT)
+
+
 @impostor("modulation.adaln_lora", "SiLU forgotten")
 def adaln_lora_without_silu(noise_embedding, down, up, shared, parts):
     return (noise_embedding @ down.T @ up.T + shared).chunk(parts, dim=-1)
