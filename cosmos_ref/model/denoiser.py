@@ -88,7 +88,7 @@ def call_network(
     sigma: Float[Tensor, "B"],
     text_embeddings: Float[Tensor, "B M E"],
     fps: Float[Tensor, "B"],
-) -> Latents:
+) -> Float[Tensor, "B C2 T H W"]:
     """Network output in the sampler's precision; the network runs in that of its weights, the angles in that of fps."""
     dtype = network.patch_embedding.weight.dtype
     positions = grid_positions(token_grid(network_input, network.config.patch_size), network_input.device)
@@ -96,7 +96,7 @@ def call_network(
     return F.to(network_input.dtype)
 
 
-def frames_of(mask: Float[Tensor, "B 1 H W"], like: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B 1 T H W"]:
+def frames_of(mask: Float[Tensor, "B 1 H W"], like: Latents) -> Float[Tensor, "B 1 T H W"]:
     """A spatial mask, repeated for every frame."""
     return mask[:, :, None].expand(-1, -1, like.shape[2], -1, -1)
 
