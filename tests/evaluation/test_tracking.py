@@ -175,3 +175,17 @@ def test_what_cannot_be_compared_is_refused():
         copy_last_frame(batch.video, 0)
     with pytest.raises(UserError):
         colour_accuracy(batch.video, ["one red marble floats"])
+
+
+def test_crumbs_of_a_marble_do_not_count_but_half_of_it_does():
+    """With 0.4 of the radius 16 % of the area are left, with 0.7 half of it; the limit is 30 %."""
+    batch = simulate(range(16), frames=3, height=64, width=64, kind="single")
+    for factor, missing in ((0.4, 1), (0.7, 0)):
+        shrunk = film(
+            [replace(s, marbles=(replace(s.marbles[0], radius=factor * s.marbles[0].radius),)) for s in batch.scenes],
+            3,
+            64,
+            64,
+        )
+        assert compare(track(shrunk.video), batch).missing_rate[0] == missing
+        assert colour_accuracy(shrunk.video, batch.captions) == 1 - missing
