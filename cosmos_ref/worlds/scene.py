@@ -115,7 +115,7 @@ def draw_scene(seed: int, kind: str = "mixed", *, aspect: float = 1.0) -> Scene:
         raise UserError(f"width / height = {aspect:.3f} is not between {ASPECTS[0]} and {ASPECTS[1]}")
     if not 0 <= seed < 2**64:
         raise UserError(f"seed {seed} is not between 0 and 2**64 - 1")
-    random = np.random.Generator(np.random.Philox(key=[seed, KINDS.index(kind)]))
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, KINDS.index(kind)], np.uint64)))
     draw = {"collision": _draw_collision, "permanence": _draw_permanence, "free_fall": _draw_free_fall}
     return draw.get(kind, _draw_mixed)(random, kind, aspect)
 
