@@ -100,9 +100,9 @@ class Train:
 
         config = Config(name=self.preset, **{name: getattr(self, name) for name in SECTIONS})
         if self.data is None:
-            source = WorldSource(config.clip, config.train.world, config.train.seed)
+            source = WorldSource(config.clip, kind=config.train.world, seed=config.train.seed)
         else:
-            source = FolderSource(self.data, config.clip, resize=self.resize)
+            source = FolderSource(self.data, config.clip, resize=self.resize, seed=config.train.seed)
         train(config, self.out, source, resume=self.resume, device=self.device, t5_folder=self.t5)
 
 

@@ -1,0 +1,219 @@
+"""The command line as its users meet it: what works, and what a bad request is told before anything is written."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_ref.cli import main
+from cosmos_ref.traceability import EQUATIONS
+from cosmos_ref.video_io import read_clip, write_video
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A training run of the micro preset, four steps long."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    main(["train", "--preset", "micro", "--out", str(folder), "--train.num-steps", "4", "--train.cooling-steps", "1"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """A short video of 24x20 pixels."""
+    ramp = np.linspace(-1, 1, 24, dtype=np.float32)
+    clip = torch.from_numpy(np.broadcast_to(ramp, (3, 9, 20, 24)).copy())
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", clip, fps=25.0)
+
+
+def refused(capsys, *arguments: object) -> str:
+    """What the command says when it ends with exit code 2."""
+    with pytest.raises(SystemExit) as ending:
+        main([str(argument) for argument in arguments])
+    assert ending.value.code == 2
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return " ".join((output.err + output.out).split())
+
+
+def test_equations_lists_every_equation_with_its_source(capsys):
+    main(["equations"])
+    listing = " ".join(capsys.readouterr().out.split())
+    for equation in EQUATIONS.values():
+        assert equation.id in listing
+        assert " ".join(equation.source.split()) in listing
+
+
+def test_equations_shows_formula_source_and_code_of_one(capsys):
+    main(["equations", "edm.loss_weight"])
+    page = capsys.readouterr().out
+    assert r"\lambda(\sigma)" in page and "Karras et al. 2022" in page and "def loss_weight(" in page
+
+
+def test_presets_shows_every_number_of_one(capsys):
+    main(["presets", "tiny"])
+    page = capsys.readouterr().out
+    assert "p_mean" in page and "num_heads" in page
+
+
+def test_doctor_names_the_threads_and_every_preset(capsys):
+    main(["doctor"])
+    page = capsys.readouterr().out
+    assert f"{torch.get_num_threads()} threads" in " ".join(page.split())
+    assert "micro" in page and "tiny" in page
+
+
+def test_a_prompt_becomes_a_clip_of_the_size_that_was_asked_for(run, tmp_path):
+    out = tmp_path / "clip.mp4"
+    main(
+        [
+            "sample",
+            "--weights",
+            str(run),
+            "--prompt",
+            "a red marble",
+            "--num-frames",
+            "7",
+            "--width",
+            "24",
+            "--out",
+            str(out),
+        ]
+    )
+    clip = read_clip(out, frames=7)
+    assert clip.video.shape == (3, 7, 16, 24)
+
+
+def test_given_frames_lend_their_rate_to_the_clip(run, video, tmp_path):
+    out = tmp_path / "clip.mp4"
+    main(["sample", "--weights", str(run), "--frames", str(video), "--resize", "--out", str(out)])
+    assert read_clip(out, frames=5).fps == 25
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(run, tmp_path):
+    def sampled(seed):
+        out = tmp_path / f"{seed}.png"
+        main(["sample", "--weights", str(run), "--prompt", "a red marble", "--seed", str(seed), "--out", str(out)])
+        return out.read_bytes()
+
+    assert sampled(3) == sampled(3)
+    assert sampled(3) != sampled(4)
+
+
+def test_tokenize_writes_latents_and_both_videos_side_by_side(video, tmp_path, capsys):
+    main(["tokenize", str(video), "--resize", "--height", "32", "--width", "40", "--out", str(tmp_path / "out")])
+    assert read_clip(tmp_path / "out" / "reconstruction.mp4", frames=9).video.shape == (3, 9, 32, 80)
+    assert (tmp_path / "out" / "latents.safetensors").exists()
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_an_unknown_preset_is_told_which_there_are(capsys, tmp_path):
+    assert "micro, tiny" in refused(capsys, "train", "--preset", "nano", "--out", tmp_path / "run")
+
+
+def test_an_unknown_equation_is_told_which_is_near(capsys):
+    assert "edm.loss_weight" in refused(capsys, "equations", "loss_weight")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--out", "x", "--train.batch-size", "two"], "batch-size"),
+        (["train", "--out", "x", "--train.bach-size", "2"], "bach-size"),
+        (["sample", "--weights", "x", "--out", "y.mp4", "--solver", "rk4"], "rk4"),
+        (["train"], "--out"),
+        (["paint"], "paint"),
+    ],
+)
+def test_an_option_that_does_not_parse_is_named(capsys, arguments, says):
+    assert says in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--prompt", ""], "empty"),
+        (["--prompt", "marble " * 50], "50"),
+        ([], "--prompt"),
+        (["--given", "3", "--prompt", "a"], "--given"),
+        (["--prompt", "a", "--num-frames", "6"], "5 or 7"),
+        (["--prompt", "a", "--height", "18"], "18"),
+        (["--prompt", "a", "--width", "100000"], "100000"),
+        (["--prompt", "a", "--num-frames", "1001"], "1001"),
+        (["--frames", "missing.mp4"], "missing.mp4"),
+        (["--frames", "{text}"], "text.mp4"),
+        (["--frames", "{truncated}"], "truncated.mp4"),
+        (["--frames", "{video}"], "--resize"),
+        (["--frames", "{video}", "--resize", "--given", "2"], "1 or 3"),
+        (["--frames", "{video}", "--resize", "--given", "11"], "9"),
+        (["--frames", "{video}", "--resize", "--given", "5"], "5"),
+    ],
+)
+def test_a_clip_that_cannot_be_made_is_refused_and_nothing_is_written(run, video, tmp_path, capsys, arguments, says):
+    (tmp_path / "text.mp4").write_text("this is not a video")
+    (tmp_path / "truncated.mp4").write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    places = {"text": tmp_path / "text.mp4", "truncated": tmp_path / "truncated.mp4", "video": video}
+    before = sorted(tmp_path.iterdir())
+    arguments = [argument.format(**places) for argument in arguments]
+    assert says in refused(capsys, "sample", "--weights", run, "--out", tmp_path / "clip.mp4", *arguments)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("out", "says"), [("clip.avi", ".avi"), ("locked/clip.mp4", "locked")])
+def test_an_output_that_cannot_be_written_is_refused_before_sampling(run, tmp_path, capsys, out, says):
+    (tmp_path / "locked").write_text("a file where a folder should be")
+    assert says in refused(capsys, "sample", "--weights", run, "--prompt", "a", "--out", tmp_path / out)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path, capsys):
+    assert "nothing" in refused(
+        capsys, "sample", "--weights", tmp_path / "nothing", "--prompt", "a", "--out", tmp_path / "a.mp4"
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
+def test_a_damaged_checkpoint_is_refused(run, tmp_path, capsys, damage):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    weights = next(copy.glob("checkpoints/*/ema.safetensors"))
+    content = bytearray(weights.read_bytes())
+    if damage == "truncate":
+        weights.write_bytes(content[: len(content) // 2])
+    elif damage == "alter":
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    else:
+        weights.unlink()
+    message = refused(capsys, "sample", "--weights", copy, "--prompt", "a", "--out", tmp_path / "a.mp4")
+    assert "ema.safetensors" in message
+
+
+def test_a_checkpoint_of_another_preset_is_refused(run, tmp_path, capsys):
+    """Weights of one size under the config of another."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    message = refused(capsys, "train", "--preset", "tiny", "--out", copy, "--resume")
+    assert "model.width" in message
+
+
+def test_a_run_is_not_overwritten_by_accident(run, capsys):
+    assert "--resume" in refused(capsys, "train", "--preset", "micro", "--out", run)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert str(tmp_path) in refused(capsys, "train", "--preset", "micro", "--out", tmp_path / "run")
+
+
+def test_videos_of_another_size_are_refused_with_the_way_out(video, tmp_path, capsys):
+    message = refused(capsys, "train", "--preset", "micro", "--out", tmp_path / "run", "--data", video.parent)
+    assert "20" in message and "--resize" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_that_contradict_each_other_are_refused(tmp_path, capsys):
+    message = refused(capsys, "train", "--preset", "micro", "--out", tmp_path / "run", "--text.width", "24")
+    assert "24" in message and "16" in message
