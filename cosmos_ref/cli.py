@@ -221,7 +221,8 @@ def tokenize(
     result = tokenize_file(video, out, weights, resize, {k: v for k, v in chosen.items() if v is not None})
     console.print(
         f"{video}: video {'x'.join(map(str, result.video_shape))} -> "
-        f"latents {'x'.join(map(str, result.latent_shape))}, {result.compression:.1f}x fewer numbers, PSNR {result.psnr:.2f} dB"
+        f"latents {'x'.join(map(str, result.latent_shape))}, {result.compression:.1f}x fewer numbers, "
+        f"PSNR {result.psnr:.2f} dB"
     )
     console.print(f"{out}/latents.safetensors, {out}/reconstruction.mp4 (original left, reconstruction right)")
 
@@ -282,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="cosmos-ref",
-            description="Readable, proven and deployable reference implementation of Cosmos-1.0, a diffusion world model.",
+            description="Readable, proven and deployable reference implementation of Cosmos-1.0.",
             args=arguments,
         )
     except UserError as error:
