@@ -77,6 +77,14 @@ def list_checkpoints(run: str | Path) -> list[Path]:
     return sorted((path for path in found if path.name[5:].isdecimal()), key=lambda path: int(path.name[5:]))
 
 
+def prune_checkpoints(run: str | Path, keep: int) -> None:
+    """Delete the checkpoints of a run folder except the newest `keep`, and what killed writers left."""
+    for old in list_checkpoints(run)[:-keep]:
+        os.rename(old, old.with_name(f".{old.name}.replaced"))  # no longer a checkpoint before its first file is gone
+    for rest in Path(run).glob("checkpoints/.step_*"):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint at `path`: the folder itself, or the newest one of a run folder.
 
@@ -169,7 +177,7 @@ def config_from_json(value: Any, where: str | Path) -> Config:
 
 
 def _parse(kind: Any, value: Any, at: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise UserError(f"{at} should be an object, not {value!r}")
         hints = typing.get_type_hints(kind)

@@ -1,0 +1,59 @@
+"""AdamW, which weights it decays, and the learning rate over training."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cosmos_ref.config import TrainConfig
+from cosmos_ref.equations.schedules import cooling_down, warmup
+
+WARMUP_START = 1e-6
+"""Factor of the learning rate in the very first update."""
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Learning rate of update number `step`, counted from 0: warm-up, then constant, then down to zero."""
+    factor = warmup(step, config.warmup_steps, WARMUP_START) if config.warmup_steps else 1.0
+    if config.cooling_steps:
+        factor *= cooling_down(step, max(0, config.num_steps - config.cooling_steps), config.num_steps)
+    return config.learning_rate * factor
+
+
+def build_optimizer(denoiser: nn.Module, uncertainty: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over both modules.
+
+    Only the matrices of the denoiser's linear layers decay. Norms and position tables do not: zero is no natural value
+    for a scale, and positions are normalised anyway. Nor does u(sigma), whose size is its meaning.
+    """
+    decayed = [module.weight for module in denoiser.modules() if isinstance(module, nn.Linear)]
+    others = [p for p in [*denoiser.parameters(), *uncertainty.parameters()] if not any(p is d for d in decayed)]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The optimizer's moments by name: `exp_avg.denoiser.network...`; none before the first update."""
+    return {
+        f"{key}.{name}": value
+        for name, parameter in _named(modules).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give the optimizer its moments back: undoes `optimizer_tensors`."""
+    names = _named(modules)
+    for full_name, tensor in tensors.items():
+        key, name = full_name.split(".", 1)
+        parameter = names[name]
+        optimizer.state[parameter][key] = tensor.to(parameter.device)
+
+
+def _named(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {f"{of}.{name}": p for of, module in modules.items() for name, p in module.named_parameters()}
