@@ -123,11 +123,12 @@ def _header(m: dict[str, Any]) -> str:
     return (
         f"<header>{switch}<h1>{both('From noise to a world', 'Do ruído a um mundo')}</h1>"
         + _paragraph(
-            f"A world model in the way of Cosmos, trained from scratch by this run on {machine['cpu_cores']} CPU cores in "
-            f"{m['training']['seconds']:.0f} seconds. Every clip below it made itself, except where it says ground truth.",
-            f"Um modelo de mundo à maneira do Cosmos, treinado do zero por esta execução em {machine['cpu_cores']} núcleos "
-            f"de CPU em {m['training']['seconds']:.0f} segundos. Todos os clipes abaixo foram feitos por ele, exceto onde "
-            "se lê verdade.",
+            f"A world model in the way of Cosmos, trained from scratch by this run on {machine['cpu_cores']} CPU "
+            f"cores in {m['training']['seconds']:.0f} seconds. Every clip below it made itself, except where it says "
+            "ground truth.",
+            f"Um modelo de mundo à maneira do Cosmos, treinado do zero por esta execução em {machine['cpu_cores']} "
+            f"núcleos de CPU em {m['training']['seconds']:.0f} segundos. Todos os clipes abaixo foram feitos por "
+            "ele, exceto onde se lê verdade.",
             "lead",
         )
         + "</header>"
@@ -164,7 +165,8 @@ def _world(report: Report, number: int) -> str:
             "Marbles in a box, simulated exactly: they fall or float, bounce, collide, hide behind a wall, get pushed. "
             "Since we made this world, we know what is true in it, and can measure how wrong a generated clip is.",
             "Bolinhas numa caixa, simuladas com exatidão: caem ou flutuam, quicam, colidem, somem atrás de uma parede, "
-            "são empurradas. Como fizemos este mundo, sabemos o que nele é verdade e medimos o erro de um clipe gerado.",
+            "são empurradas. Como fizemos este mundo, sabemos o que nele é verdade e medimos o erro de um clipe "
+            "gerado.",
         )
         + _film(report.world, "single")
     )
@@ -175,12 +177,14 @@ def _tokenizer(report: Report, number: int) -> str:
     return (
         _heading(number, "From pixels to latents and back", "Dos pixels aos latentes e de volta")
         + _paragraph(
-            "The model does not work on pixels but on a smaller description of them. Here a video file is read, encoded "
-            f"into {r['compression']:.0f} times fewer numbers, and decoded again. This tokenizer is not trained: it is "
-            "wavelets followed by principal components. What is lost here, no generated clip can win back.",
+            "The model does not work on pixels but on a smaller description of them. Here a video file is read, "
+            f"encoded into {r['compression']:.0f} times fewer numbers, and decoded again. This tokenizer is not "
+            "trained: it is wavelets followed by principal components. What is lost here, no generated clip can win "
+            "back.",
             "O modelo não trabalha com pixels, e sim com uma descrição menor deles. Aqui um arquivo de vídeo é lido, "
-            f"codificado em {r['compression']:.0f} vezes menos números e decodificado. Este tokenizador não é treinado: "
-            "são wavelets seguidas de componentes principais. O que se perde aqui, nenhum clipe gerado recupera.",
+            f"codificado em {r['compression']:.0f} vezes menos números e decodificado. Este tokenizador não é "
+            "treinado: são wavelets seguidas de componentes principais. O que se perde aqui, nenhum clipe gerado "
+            "recupera.",
         )
         + _film(report.reconstruction, "single")
         + _tiles(
@@ -204,7 +208,8 @@ def _training(report: Report, number: int) -> str:
         _heading(number, "Learning to denoise", "Aprendendo a tirar ruído")
         + _paragraph(
             "Training shows the model a clip with noise of strength σ added and asks for the clip without it. "
-            "λL is the squared error, weighted so that every noise level counts the same; a network that says nothing has 1.",
+            "λL is the squared error, weighted so that every noise level counts the same; a network that says "
+            "nothing has 1.",
             "O treino mostra ao modelo um clipe com ruído de intensidade σ e pede o clipe sem ele. "
             "λL é o erro quadrático, ponderado para que todo nível de ruído conte igual; uma rede que nada diz tem 1.",
         )
@@ -213,17 +218,17 @@ def _training(report: Report, number: int) -> str:
             report.loss_curve,
             "<b>While it trains.</b> λL of every batch (grey) and its running mean (blue). It is noisy, because every "
             "batch draws its own noise levels.",
-            "<b>Durante o treino.</b> λL de cada lote (cinza) e sua média móvel (azul). Oscila porque cada lote sorteia "
-            "os seus níveis de ruído.",
+            "<b>Durante o treino.</b> λL de cada lote (cinza) e sua média móvel (azul). Oscila porque cada lote "
+            "sorteia os seus níveis de ruído.",
         )
         + _plot(
             report.error_over_sigma,
             "<b>Before and after, on clips it never saw,</b> with the same noise. Fine detail is decided at small σ, "
             "where things are and go at large σ. e<sup>u</sup> is what the model itself expects λL to be: where it "
             "trained much, the dashes lie on the blue line.",
-            "<b>Antes e depois, em clipes nunca vistos,</b> com o mesmo ruído. O detalhe se decide em σ pequeno; onde as "
-            "coisas estão e para onde vão, em σ grande. e<sup>u</sup> é o λL que o próprio modelo espera: onde treinou "
-            "muito, os traços ficam sobre a linha azul.",
+            "<b>Antes e depois, em clipes nunca vistos,</b> com o mesmo ruído. O detalhe se decide em σ pequeno; "
+            "onde as coisas estão e para onde vão, em σ grande. e<sup>u</sup> é o λL que o próprio modelo espera: "
+            "onde treinou muito, os traços ficam sobre a linha azul.",
         )
         + "</div>"
         + _tiles(
@@ -244,8 +249,8 @@ def _video2world(report: Report, number: int) -> str:
     return (
         _heading(number, "How does it go on? Video2World", "Como continua? Video2World")
         + _paragraph(
-            f"The model sees the first {v['given_frames']} frames (blue edge) of a scene it was never trained on, and a "
-            "caption, and generates the rest (orange edge). Left is what really happened.",
+            f"The model sees the first {v['given_frames']} frames (blue edge) of a scene it was never trained on, "
+            "and a caption, and generates the rest (orange edge). Left is what really happened.",
             f"O modelo vê os {v['given_frames']} primeiros quadros (borda azul) de uma cena em que não treinou, e uma "
             "legenda, e gera o resto (borda laranja). À esquerda, o que de fato aconteceu.",
         )
@@ -257,8 +262,8 @@ def _video2world(report: Report, number: int) -> str:
             f"{v['scenes']} held-out scenes. A useful model must beat the frozen last frame; beating the straight line "
             "takes bounces and gravity.",
             f"<b>A que distância?</b> Distância entre o centro gerado e o verdadeiro da bolinha, em pixels, média de "
-            f"{v['scenes']} cenas nunca vistas. Um modelo útil tem de superar o último quadro congelado; superar a linha "
-            "reta exige quicadas e gravidade.",
+            f"{v['scenes']} cenas nunca vistas. Um modelo útil tem de superar o último quadro congelado; superar a "
+            "linha reta exige quicadas e gravidade.",
         )
         + "</div>"
     )
@@ -281,36 +286,37 @@ def _text2world(report: Report, number: int) -> str:
 def _export(report: Report, number: int) -> str:
     e = report.metrics["export"]
     rows = [
-        [
-            escape(row["case"]),
-            " × ".join(str(n) for n in row["shape"]),
-            f"{row['sigma']:g}",
-            f"{row['relative_error']:.1e}",
-        ]
-        for row in e["single_calls"]
+        [escape(row["what"]), f"{row['max_abs']:.1e}", f"{row['relative']:.1e}", f"{row['limit']:.0e}"]
+        for row in (*e["single_calls"], e["sampling"])
     ]
-    rows.append([both("all sampling steps", "todos os passos"), "", "", f"{e['final_relative_error']:.1e}"])
     return (
         _heading(number, "The same model outside PyTorch", "O mesmo modelo fora do PyTorch")
         + _paragraph(
-            "The denoiser is exported to ONNX and the whole generation runs again in ONNX Runtime, from the same noise, "
-            "without PyTorch. Left PyTorch, right ONNX Runtime: you should see no difference.",
+            "The denoiser is exported to ONNX and the whole generation runs again in ONNX Runtime, from the same "
+            "noise, without PyTorch. Left PyTorch, right ONNX Runtime: you should see no difference.",
             "O denoiser é exportado para ONNX e toda a geração roda de novo no ONNX Runtime, do mesmo ruído, sem "
             "PyTorch. À esquerda PyTorch, à direita ONNX Runtime: não se deve ver diferença.",
         )
         + _films(report.exported, "wide")
         + _table(
-            [both("case", "caso"), both("latents", "latentes"), "σ", both("relative difference", "diferença relativa")],
+            [
+                both("what", "o quê"),
+                both("largest difference", "maior diferença"),
+                both("relative", "relativa"),
+                both("limit", "limite"),
+            ],
             rows,
-            numbers_from=2,
+            numbers_from=1,
         )
         + _paragraph(
-            f"Relative difference: largest absolute difference over largest absolute value. "
-            f"The file has {e['megabytes']:.1f} MB and takes any number of frames, height, width and words. Sampling took "
-            f"{e['seconds_pytorch']:.1f} s in PyTorch and {e['seconds_onnxruntime']:.1f} s in ONNX Runtime.",
-            f"Diferença relativa: maior diferença absoluta sobre o maior valor absoluto. "
-            f"O arquivo tem {e['megabytes']:.1f} MB e aceita qualquer número de quadros, altura, largura e palavras. "
-            f"A amostragem levou {e['seconds_pytorch']:.1f} s no PyTorch e {e['seconds_onnxruntime']:.1f} s no ONNX Runtime.",
+            "Relative: the largest absolute difference over the largest absolute value. "
+            f"The denoiser has {e['megabytes']:.1f} MB and takes any number of frames, height, width and words. "
+            f"Sampling took {e['seconds_pytorch']:.1f} s in PyTorch and {e['seconds_onnxruntime']:.1f} s in ONNX "
+            "Runtime.",
+            "Relativa: a maior diferença absoluta sobre o maior valor absoluto. "
+            f"O denoiser tem {e['megabytes']:.1f} MB e aceita qualquer número de quadros, altura, largura e palavras. "
+            f"A amostragem levou {e['seconds_pytorch']:.1f} s no PyTorch e {e['seconds_onnxruntime']:.1f} s no ONNX "
+            "Runtime.",
         )
     )
 
@@ -343,12 +349,13 @@ def _run(report: Report, number: int) -> str:
         + f"<code>{escape(m['config']['name'])}</code></summary>{_table([], settings, numbers_from=2)}</details>"
         + '<div class="limits">'
         + _paragraph(
-            "<b>Honest limits.</b> Two minutes on a laptop make a model of one marble in a box of 32 × 32 pixels, not of "
-            "the real world. It gets blurrier and less certain frame by frame, knows gravity only partly, and where it "
-            "fails it may lose the marble or draw a second one. More training, on the same code, is what helps.",
+            "<b>Honest limits.</b> Two minutes on a laptop make a model of one marble in a box of 32 × 32 pixels, "
+            "not of the real world. It gets blurrier and less certain frame by frame, knows gravity only partly, and "
+            "where it fails it may lose the marble or draw a second one. More training, on the same code, is what "
+            "helps.",
             "<b>Limites, com franqueza.</b> Dois minutos num laptop dão um modelo de uma bolinha numa caixa de 32 × 32 "
-            "pixels, não do mundo real. Ele perde nitidez e certeza quadro a quadro, conhece a gravidade só em parte e, "
-            "onde falha, pode perder a bolinha ou desenhar outra. O que ajuda é mais treino, com o mesmo código.",
+            "pixels, não do mundo real. Ele perde nitidez e certeza quadro a quadro, conhece a gravidade só em parte "
+            "e, onde falha, pode perder a bolinha ou desenhar outra. O que ajuda é mais treino, com o mesmo código.",
         )
         + "</div>"
     )

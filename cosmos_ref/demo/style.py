@@ -16,7 +16,8 @@ h2 .number { color: var(--accent); margin-right: .55em; font-variant-numeric: ta
 h3 { font-size: 1.05rem; margin: 2rem 0 .3rem; }
 p { margin: .5rem 0 1rem; max-width: 46rem; }
 .lead { font-size: 1.2rem; color: var(--soft); }
-.switch { justify-self: end; display: inline-flex; border: 1px solid var(--line); border-radius: 999px; overflow: hidden; }
+.switch { justify-self: end; display: inline-flex; border: 1px solid var(--line); border-radius: 999px;
+  overflow: hidden; }
 .switch button { all: unset; cursor: pointer; padding: .15rem .85rem; font-size: .85rem; color: var(--soft); }
 .switch button:focus-visible { outline: 2px solid var(--accent); outline-offset: -2px; border-radius: 999px; }
 :root[lang=en] .switch [value=en], :root[lang=pt] .switch [value=pt] { background: var(--accent); color: var(--page); }
@@ -24,9 +25,11 @@ p { margin: .5rem 0 1rem; max-width: 46rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: .9rem; margin: 1.5rem 0; }
 .tile, figure, .table { background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
 .tile { padding: 1rem 1.15rem; }
-.tile b { display: block; font-size: 1.75rem; line-height: 1.2; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.75rem; line-height: 1.2; letter-spacing: -.02em;
+  font-variant-numeric: tabular-nums; }
 .tile small { color: var(--soft); font-size: .85rem; line-height: 1.35; display: block; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--cell, 210px), 1fr)); gap: 1rem; margin: 1.2rem 0; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--cell, 210px), 1fr)); gap: 1rem;
+  margin: 1.2rem 0; }
 .grid.wide { --cell: 310px; }
 .grid.plots { --cell: 400px; }
 figure { margin: 0; padding: .8rem; display: flex; flex-direction: column; gap: .5rem; min-width: 0; }
@@ -48,7 +51,6 @@ td.number, th.number { text-align: right; }
 .limits { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem 1.2rem; margin: 1.5rem 0; }
 code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
-@media (prefers-reduced-motion: no-preference) { figure { transition: border-color .2s; } figure:hover { border-color: var(--accent); } }
 @media (max-width: 560px) { .grid.plots, .grid.wide { --cell: 100%; } main { padding-top: 2rem; } }
 """
 
