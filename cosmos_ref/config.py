@@ -89,6 +89,10 @@ class ClipConfig:
     width: int = 32
     fps: float = 24.0
 
+    def __post_init__(self):
+        if not 0 < self.fps <= 1000:
+            raise UserError(f"fps {self.fps:g} is not a frame rate: give one between 0 and 1000, Cosmos takes 12 to 40")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -128,6 +132,14 @@ class SampleConfig:
     augment_sigma: float = 0.001
     """Noise on given frames."""
     seed: int = 1
+
+    def __post_init__(self):
+        if self.num_steps < 2:
+            raise UserError(f"num_steps {self.num_steps} is too few: a sampler takes at least 2")
+        if not 0 < self.augment_sigma < 1000:
+            raise UserError(f"augment_sigma {self.augment_sigma:g} is not a noise level: give one above 0, Cosmos has 0.001")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed {self.seed} is not accepted: give one from 0 to 2**64 - 1")
 
 
 @dataclass(frozen=True)

@@ -102,5 +102,5 @@ def schedule(config: DiffusionConfig, num_steps: int) -> Float[Tensor, "N+1"]:
 
 def noise_from_seed(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     """Unit noise, the same in PyTorch and without it: numpy's Philox generator, keyed by seed and index."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, index]))
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
