@@ -1,0 +1,181 @@
+"""The graphs do what the modules do, at sizes and noise levels that they were never traced with."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from cosmos_export.compare import CALL_LIMIT, call_inputs, compare, compare_calls, table, torch_call
+from cosmos_export.to_onnx import ExportError, Graph, Port, denoiser_graph, export_bundle, to_proto
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from cosmos_ref.errors import UserError
+
+SIZES = [
+    dict(batch=1, frames=1, height=2, width=2, text_length=1),
+    dict(batch=1, frames=16, height=2, width=4, text_length=40),
+    dict(batch=5, frames=1, height=6, width=2, text_length=3),
+    dict(batch=2, frames=4, height=4, width=10, text_length=1),
+    dict(batch=1, frames=2, height=32, width=32, text_length=24),
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("sigma", [0.002, 0.3, 80.0])
+def test_a_call_in_onnx_runtime_is_a_call_in_pytorch(exported, size, sigma):
+    inputs = call_inputs(exported.config, **size, sigma=sigma, seed=3)
+    (row,) = compare_calls(torch_call(exported.denoiser), lambda i: exported.bundle.denoise(**i), {"call": inputs})
+    assert row.ok, row
+
+
+@given(
+    size=st.fixed_dictionaries({
+        "batch": st.integers(1, 3),
+        "frames": st.integers(1, 5),
+        "height": st.sampled_from([2, 4, 6, 8]),
+        "width": st.sampled_from([2, 4, 6, 8]),
+        "text_length": st.integers(1, 12),
+    }),
+    log_sigma=st.floats(np.log(0.002), np.log(80)),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_a_call_agrees_at_any_size_and_noise_level(exported, size, log_sigma, seed):
+    inputs = call_inputs(exported.config, **size, sigma=float(np.exp(log_sigma)), seed=seed)
+    row = compare("call", torch_call(exported.denoiser)(inputs), exported.bundle.denoise(**inputs), CALL_LIMIT)
+    assert row.ok, row
+
+
+@pytest.mark.parametrize("name", ["sigma", "text_embeddings", "fps", "padding_mask", "frame_mask", "given_latents"])
+def test_every_input_reaches_the_output(exported, name):
+    inputs = call_inputs(exported.config, batch=2, frames=3, height=4, width=6, text_length=4, sigma=2.0, seed=0)
+    other = {"sigma": 2, "text_embeddings": -1, "fps": 0.5, "padding_mask": 0, "frame_mask": 0, "given_latents": -1}
+    changed = exported.bundle.denoise(**inputs | {name: inputs[name] * np.float32(other[name])})
+    # far above what rounding leaves (1e-5), so that the input itself has arrived
+    assert not compare(name, exported.bundle.denoise(**inputs), changed, 1e-3).ok
+
+
+def test_given_frames_are_let_go_once_the_sample_is_as_clean_as_they_are(exported):
+    inputs = call_inputs(exported.config, batch=1, frames=3, height=4, width=4, text_length=4, sigma=0.1, seed=0)
+    other = {"given_latents": inputs["given_latents"] + 1}
+
+    def change(augment_sigma):
+        level = {"augment_sigma": np.full(1, augment_sigma, np.float32)}
+        first, second = exported.bundle.denoise(**inputs | level), exported.bundle.denoise(**inputs | other | level)
+        return np.abs(first - second).max()
+
+    assert change(0.099) > 1e-3
+    assert change(0.1) == 0  # sigma = augment_sigma is not larger any more
+
+
+def test_the_graph_holds_the_checkpoints_names_and_its_weights_are_the_safetensors_file(exported):
+    graph = onnx.load(exported.path / "denoiser.onnx", load_external_data=False).graph
+    outside = {t.name: t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    assert set(outside) == set(exported.denoiser.state_dict())
+    raw = (exported.path / "denoiser.safetensors").read_bytes()
+    for name, tensor in outside.items():
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        assert where["location"] == "denoiser.safetensors"
+        begin, length = int(where["offset"]), int(where["length"])
+        values = np.frombuffer(raw[begin : begin + length], np.float32).reshape(tuple(tensor.dims))
+        assert (values == exported.denoiser.state_dict()[name].numpy()).all()
+
+
+def test_what_varies_is_declared_by_name_and_nothing_of_this_machine_is_in_the_files(exported):
+    manifest = exported.bundle.manifest
+    for name, ports in manifest["graphs"].items():
+        raw = (exported.path / ports["file"]).read_bytes()
+        assert b"site-packages" not in raw and b".py" not in raw, name
+        graph = onnx.load(exported.path / ports["file"], load_external_data=False).graph
+        for value, port in zip([*graph.input, *graph.output], [*ports["inputs"], *ports["outputs"]], strict=True):
+            assert value.name == port["name"]
+            dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            assert dims == list(port["dims"])
+    x = manifest["graphs"]["denoiser"]["inputs"][0]
+    assert x["dims"] == ["batch", 16, "frames", "height", "width"]
+
+
+def test_the_manifest_holds_a_parity_within_the_limit_for_every_graph(exported):
+    rows = exported.bundle.manifest["parity"]
+    assert {row["what"].split(",")[0] for row in rows} == {"denoiser", "encoder", "decoder"}
+    assert all(row["relative"] <= CALL_LIMIT for row in rows)
+    assert json.loads((exported.path / "manifest.json").read_text())["config"]["diffusion"]["sigma_data"] == 0.5
+
+
+@pytest.mark.parametrize("batch, frames, height, width", [(1, 1, 8, 8), (5, 3, 8, 24), (1, 9, 40, 16)])
+def test_the_tokenizers_graphs_are_the_tokenizer(exported, batch, frames, height, width):
+    video = torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    latents = exported.tokenizer.encode(video)
+    assert compare("encoder", latents.numpy(), exported.bundle.encode(video.numpy()), CALL_LIMIT).ok
+    pictures = exported.tokenizer.decode(latents).numpy()
+    assert compare("decoder", pictures, exported.bundle.decode(latents.numpy()), CALL_LIMIT).ok
+
+
+class SpecialCase(nn.Module):
+    """Does something else with long clips: right in eager mode, one branch of the two in a graph."""
+
+    def __init__(self, at: int):
+        super().__init__()
+        self.at = at
+
+    def forward(self, x):
+        return 2 * x if x.shape[1] > self.at else x
+
+
+class FrameByFrame(nn.Module):
+    """A Python loop over frames: the graph would hold as many as the example had."""
+
+    def forward(self, x):
+        return torch.cat([x[:, t : t + 1] * (t + 1) for t in range(x.shape[1])], dim=1)
+
+
+@pytest.mark.parametrize("module", [SpecialCase(2), SpecialCase(5), FrameByFrame()], ids=["taken", "not taken", "loop"])
+def test_a_model_whose_graph_depends_on_a_size_is_refused(module):
+    Dim = torch.export.Dim
+    dims = {"batch": Dim("batch", min=1), "frames": Dim("frames", min=1, max=16)}
+    port = Port("x", ("batch", "frames"), "")
+    graph = Graph("network", (port,), Port("y", port.dims, ""), dims, {"x": torch.zeros(2, 3)})
+    with pytest.raises(ExportError, match=r"network cannot be traced with dynamic sizes.*frames"):
+        to_proto(module, graph, [], 22)
+
+
+def test_a_graph_that_differs_from_the_model_is_refused_and_nothing_is_left(exported, tmp_path, monkeypatch):
+    def write_those_of_another_model(config, denoiser, tokenizer, folder, opset):
+        for file in exported.path.iterdir():
+            shutil.copy(file, folder)
+        return [denoiser_graph(config)]
+
+    monkeypatch.setattr("cosmos_export.to_onnx._write_graphs", write_those_of_another_model)
+    denoiser = type(exported.denoiser)(exported.denoiser.network, exported.denoiser.sigma_data * 1.001)
+    with pytest.raises(ExportError, match="differs from the model: denoiser"):
+        export_bundle(exported.config, denoiser, exported.tokenizer, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_bundle_is_left_alone(exported, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not a bundle"):
+        export_bundle(exported.config, exported.denoiser, exported.tokenizer, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_only_float32_is_exported(exported, tmp_path):
+    half = copy.deepcopy(exported.denoiser).to(torch.bfloat16)
+    with pytest.raises(UserError, match="bfloat16"):
+        export_bundle(exported.config, half, exported.tokenizer, tmp_path / "bundle")
+
+
+@pytest.mark.slow
+def test_two_exports_are_the_same_bytes(exported, tmp_path):
+    again = export_bundle(exported.config, exported.denoiser, exported.tokenizer, tmp_path / "bundle")
+    for file in exported.path.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+
+
+def test_a_value_that_is_not_a_number_is_never_within_the_limit():
+    row = compare("call", np.ones(3), np.array([1, np.nan, 1]), CALL_LIMIT)
+    assert not row.ok and "TOO FAR" in table([row])
