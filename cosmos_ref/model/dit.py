@@ -1,7 +1,7 @@
 """The diffusion transformer F_theta."""
 
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -67,7 +67,7 @@ class CosmosDiT(nn.Module):
         """Positions and text, ready for any number of calls of `run`."""
         config = self.config
         angles = angles_3d(positions, fps, config.head_dim, config.rope_ratios, ROPE_BASE, BASE_FPS)
-        text = [block.cross_attention.keys_values(text_embeddings) for block in self.blocks]
+        text = [block.cross_attention.keys_values(text_embeddings) for block in cast("list[DiTBlock]", self.blocks)]
         return Prepared(self.position_embedding(positions), angles.cos(), angles.sin(), text)
 
     def run(

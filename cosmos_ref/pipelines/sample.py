@@ -85,7 +85,8 @@ def guided(
     def denoise(x: Tensor, sigma: float) -> Tensor:
         levels = x.new_full((len(x),), sigma)
         if guidance:
-            D = cfg(*denoiser(torch.cat([x, x]), torch.cat([levels, levels]), **conditions).chunk(2), guidance)
+            D_text, D_null = denoiser(torch.cat([x, x]), torch.cat([levels, levels]), **conditions).chunk(2)
+            D = cfg(D_text, D_null, guidance)
         else:
             D = denoiser(x, levels, **conditions)
         if x0 is not None:
