@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from cosmos_ref.blocks.attention import RMSNorm
+from cosmos_ref.blocks.dit_block import DiTBlock
 from cosmos_ref.blocks.embeddings import NoiseEmbedding, PositionEmbedding
-from cosmos_ref.blocks.modulation import AdaLNLoRA
 from cosmos_ref.config import Config
 from cosmos_ref.model.denoiser import Denoiser, Text2WorldDenoiser, Video2WorldDenoiser
 from cosmos_ref.model.dit import CosmosDiT
@@ -38,9 +38,9 @@ def new_model(config: Config, generator: torch.Generator) -> tuple[Denoiser, Unc
 
 @torch.no_grad()
 def initialize(network: CosmosDiT, generator: torch.Generator) -> None:
-    """Xavier for every linear layer; small for the noise embedding; zero for the AdaLN's second half; unit norms.
+    """Xavier for every linear layer; small for the noise embedding; zero for the blocks' second AdaLN half; unit norms.
 
-    With the second half at zero, all sub-blocks start from the shared AdaLN term alone. The final layer is not zeroed.
+    With that half at zero, all sub-blocks start from the shared AdaLN term alone. Nothing of the final layer is zeroed.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -51,8 +51,9 @@ def initialize(network: CosmosDiT, generator: torch.Generator) -> None:
             for table in (module.t, module.h, module.w):
                 nn.init.trunc_normal_(table, std=0.02, generator=generator)
     for module in network.modules():  # a second pass, since these set what the first one did
-        if isinstance(module, AdaLNLoRA):
-            nn.init.zeros_(module.up.weight)
+        if isinstance(module, DiTBlock):
+            for adaln in (module.adaln_self, module.adaln_cross, module.adaln_mlp):
+                nn.init.zeros_(adaln.up.weight)
         elif isinstance(module, NoiseEmbedding):
             nn.init.normal_(module.linear_1.weight, std=0.02, generator=generator)
             nn.init.normal_(module.linear_2.weight, std=0.02, generator=generator)
