@@ -40,11 +40,13 @@ def video2world(
         progress: wraps the solver's steps.
 
     Raises:
-        UserError: if the model takes no frames, or their number or size does not fit.
+        UserError: if the model takes no frames, or their number or size does not fit, or that of the prompts.
     """
     if not isinstance(model.denoiser, Video2WorldDenoiser):
         raise UserError(f"preset {model.config.name!r} is a Text2World model: it takes no frames, only a prompt")
     B, _, frames, height, width = video.shape
+    if len(prompts) != B:
+        raise UserError(f"{len(prompts)} prompts for {B} given clips: give each clip one, or None")
     given = latent_length(frames, model.tokenizer.temporal_factor)
     shape = latent_shape(model.config, replace(clip, height=height, width=width))
     if given >= shape[1]:

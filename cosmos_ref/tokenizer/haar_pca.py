@@ -12,7 +12,7 @@ from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Latents, Video
 
 MIN_STD = 1e-3
-"""Floor of a channel's standard deviation: a channel that never moves in the data stays near zero instead of exploding."""
+"""Floor of a channel's standard deviation: a channel that never moves stays near zero instead of exploding."""
 
 
 class HaarPCATokenizer(nn.Module):
@@ -43,7 +43,9 @@ class HaarPCATokenizer(nn.Module):
         tokenizer = cls(config).to(video)
         cells = tokenizer._wavelets(video)
         samples = rearrange(cells, "B T H W D -> (B T H W) D").double()
-        tokenizer.axes = principal_axes(torch.cov(samples.T), config.channels).to(video)
+        # Not centred: what `decode` gives lies in the span of the axes, so a colour that never changes must too.
+        energy = samples.T @ samples / len(samples)
+        tokenizer.axes = principal_axes(energy, config.channels).to(video)
         coordinates = cells @ tokenizer.axes.T
         first, later = coordinates[:, :1], coordinates[:, 1:] if cells.shape[1] > 1 else coordinates
         parts = [rearrange(part, "B T H W C -> (B T H W) C") for part in (first, later)]
