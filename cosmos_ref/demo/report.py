@@ -10,6 +10,18 @@ from typing import Any
 
 from cosmos_ref.demo.style import CSS, SCRIPT
 
+STAGES = {
+    "simulate a world": "simular um mundo",
+    "tokenize and reconstruct": "tokenizar e reconstruir",
+    "measure the untrained model": "medir o modelo não treinado",
+    "train": "treinar",
+    "measure the trained model": "medir o modelo treinado",
+    "generate from given frames": "gerar a partir de quadros dados",
+    "generate from text": "gerar a partir de texto",
+    "export to ONNX and generate again": "exportar para ONNX e gerar de novo",
+}
+"""The demo's stages in Portuguese."""
+
 
 @dataclass(frozen=True)
 class Film:
@@ -108,13 +120,19 @@ def _tiles(*tiles: tuple[str, str, str]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int, kind: str = "") -> str:
     def line(cells: Sequence[str], tag: str) -> str:
         kinds = (' class="number"' if i >= numbers_from else "" for i in range(len(cells)))
         return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for k, c in zip(kinds, cells, strict=True)) + "</tr>"
 
     lines = ([line(head, "th")] if head else []) + [line(row, "td") for row in rows]
-    return f'<div class="table"><table>{"".join(lines)}</table></div>'
+    return f'<div class="table"><table class="{kind}">{"".join(lines)}</table></div>'
+
+
+def _power_of_ten(value: float) -> str:
+    """A small number as it is printed: 3 x 10^-7."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa} × 10<sup>{int(exponent)}</sup>".replace("-", "−")
 
 
 def _header(m: dict[str, Any]) -> str:
@@ -149,7 +167,7 @@ def _header(m: dict[str, Any]) -> str:
                 "menos erro ponderado em clipes nunca vistos do que antes do treino",
             ),
             (
-                f"{m['export']['final_relative_error']:.0e}",
+                _power_of_ten(m["export"]["final_relative_error"]),
                 "relative difference between PyTorch and ONNX Runtime after all sampling steps",
                 "de diferença relativa entre PyTorch e ONNX Runtime após todos os passos",
             ),
@@ -325,7 +343,11 @@ def _run(report: Report, number: int) -> str:
     m = report.metrics
     longest = max(m["seconds"].values())
     stages = [
-        [escape(name), f"{seconds:.1f} s", f'<div class="bar" style="width:{100 * seconds / longest:.1f}%"></div>']
+        [
+            both(name, STAGES.get(str(name), str(name))),
+            f"{seconds:.1f} s",
+            f'<div class="bar" style="width:{100 * seconds / longest:.1f}%"></div>',
+        ]
         for name, seconds in m["seconds"].items()
     ]
     machine = [
@@ -343,7 +365,7 @@ def _run(report: Report, number: int) -> str:
     ]
     return (
         _heading(number, "What was run", "O que foi executado")
-        + _table([], stages, numbers_from=3)
+        + _table([], stages, numbers_from=3, kind="stages")
         + _table([], machine, numbers_from=2)
         + f"<details><summary>{both('Every number of preset', 'Todos os números do preset')} "
         + f"<code>{escape(m['config']['name'])}</code></summary>{_table([], settings, numbers_from=2)}</details>"

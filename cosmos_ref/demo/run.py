@@ -31,6 +31,7 @@ from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.video2world import video2world
 from cosmos_ref.pipelines.world_model import WorldModel, load_world_model
 from cosmos_ref.shapes import Video
+from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from cosmos_ref.training.checks import check_config
 from cosmos_ref.training.data import Clips, WorldSource, draw_batch
 from cosmos_ref.training.loop import Run, start_run, train
@@ -44,13 +45,21 @@ SHOWN, EXPORTED = 6, 2
 ENLARGED = 4
 """The tokenizer's clip is so many times larger than the clips of training: it works at any size."""
 PROMPTS = [f"one {colour} marble {verb}" for verb in ("falls", "floats") for colour in worlds.PALETTE]
+KINDS_PT = {
+    "single": "uma só",
+    "mixed": "misturada",
+    "collision": "colisão",
+    "permanence": "permanência",
+    "free_fall": "queda livre",
+    "push": "empurrão",
+}
 SIGMAS = torch.logspace(math.log10(0.01), math.log10(40), 12).tolist()
 HELD_OUT_SEED = 2**40
 """Scenes from here on are shown and measured, never trained on (those of training begin at 2**63)."""
 BLUE, ORANGE, GREY = (0.20, 0.38, 0.90), (0.93, 0.55, 0.12), (0.72, 0.74, 0.78)
 
 
-@dataclass(frozen=True)
+@dataclass
 class HeldOut:
     """Scenes that training never sees, as a source of batches."""
 
@@ -180,7 +189,7 @@ class Demo:
         tiles = rearrange([clip.video for clip in clips], "k r C T H W -> (r k) C T H W")
         path = self.film("world.mp4", mosaic(tiles, len(worlds.KINDS)), fps=12, scale=2)
         self.say(f"{len(tiles)} scenes, {path.name}")
-        return Film(path, f"From left to right: {', '.join(worlds.KINDS)}.".replace("_", " "))
+        return Film(path, heads=tuple((kind.replace("_", " "), KINDS_PT.get(kind, kind)) for kind in worlds.KINDS))
 
     def reconstruct(self, run: Run, video: Path | None) -> tuple[Film, dict[str, Any]]:
         """Read a video file, encode it, decode it, compare."""
@@ -303,6 +312,7 @@ class Demo:
         from cosmos_export.runtime import Bundle, sample
         from cosmos_export.to_onnx import export_bundle
 
+        assert isinstance(model.tokenizer, HaarPCATokenizer)
         bundle = Bundle.load(export_bundle(self.config, model.denoiser, model.tokenizer, self.folder / "onnx"))
         truth = held_out(self.config.clip, "single", range(EXPORTED))
         given = truth.video[:, :, : self.given_frames]

@@ -34,7 +34,7 @@ p { margin: .5rem 0 1rem; max-width: 46rem; }
 .grid.plots { --cell: 400px; }
 figure { margin: 0; padding: .8rem; display: flex; flex-direction: column; gap: .5rem; min-width: 0; }
 figure.single { margin: 1.2rem 0; }
-figure.single video { max-width: 880px; margin: 0 auto; }
+figure.single video, figure.single .heads { width: 100%; max-width: 880px; margin: 0 auto; }
 video { width: 100%; display: block; border-radius: 8px; image-rendering: pixelated; background: #efeff1; }
 figcaption { font-size: .88rem; color: var(--soft); line-height: 1.45; }
 figcaption b { color: var(--ink); font-weight: 600; }
@@ -47,6 +47,8 @@ th, td { padding: .5rem 1rem; text-align: left; border-top: 1px solid var(--line
 tr:first-child > * { border-top: 0; }
 th { font-weight: 600; color: var(--soft); }
 td.number, th.number { text-align: right; }
+.stages td:last-child { width: 45%; }
+sup { line-height: 0; font-size: .7em; }
 .bar { height: .5rem; border-radius: 4px; background: var(--accent); min-width: 2px; margin-top: .5rem; }
 .limits { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem 1.2rem; margin: 1.5rem 0; }
 code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
