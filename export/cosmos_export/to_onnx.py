@@ -171,7 +171,12 @@ def to_proto(module: nn.Module, graph: Graph, weights: Sequence[str], opset: int
     except Exception as error:  # the tracer has many kinds, none of them public
         raise ExportError(f"{graph.name} cannot be traced with dynamic sizes: {error}") from error
     exported = torch.onnx.export(
-        program, dynamo=True, opset_version=opset, output_names=[graph.output.name], optimize=False
+        program,
+        dynamo=True,
+        opset_version=opset,
+        output_names=[graph.output.name],
+        optimize=False,  # ours follows, which leaves the weights alone
+        verbose=False,
     )
     assert exported is not None
     model = exported.model
