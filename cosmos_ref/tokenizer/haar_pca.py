@@ -11,8 +11,8 @@ from cosmos_ref.equations.whitening import principal_axes, unwhiten, whiten
 from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Latents, Video
 
-MIN_STD = 1e-3
-"""Floor of a channel's standard deviation: a channel that never moves stays near zero instead of exploding."""
+MIN_STD = 2 / 255
+"""Least standard deviation a channel is divided by, one grey level: what hardly moves in the data is not blown up."""
 
 
 class HaarPCATokenizer(nn.Module):
