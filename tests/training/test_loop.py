@@ -1,0 +1,259 @@
+"""A training that is stopped, in whatever way, goes on as if nothing had happened, or says why it does not."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict, read_checkpoint
+from cosmos_ref.config import PRESETS
+from cosmos_ref.errors import UserError
+from cosmos_ref.model.initialization import build_denoiser
+from cosmos_ref.training.data import WorldSource
+from cosmos_ref.training.log import running_mean
+from cosmos_ref.training.loop import TrainingDiverged, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def changed(config, **settings):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+
+
+CONFIG = changed(PRESETS["micro"], num_steps=10, checkpoint_every=4, keep_checkpoints=2)
+
+
+class Disturbed(WorldSource):
+    """The same clips; calls `disturb` when the batch of update `step` (from 1) is asked for."""
+
+    def __init__(self, step, disturb, config=CONFIG):
+        self.sample, self.disturb = (step - 1) * config.train.batch_size, disturb
+        super().__init__(config.clip, config.train.world, config.train.seed)
+
+    def clips(self, indices):
+        if indices[0] == self.sample and len(indices) > 1:
+            self.disturb()
+        return super().clips(indices)
+
+
+def undisturbed_source(config=CONFIG):
+    return WorldSource(config.clip, config.train.world, config.train.seed)
+
+
+def tensor_files(run):
+    files = json.loads((find_checkpoint(run) / "manifest.json").read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+def records(run):
+    lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "clips_per_second"} for line in lines]
+
+
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def crash():
+    raise RuntimeError("crash")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed")
+    train(CONFIG, run, undisturbed_source(), progress=False)
+    return run
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    assert [path.name for path in list_checkpoints(undisturbed)] == ["step_0000008", "step_0000010"]
+    assert [record["step"] for record in records(undisturbed)] == list(range(1, 11))
+    last = json.loads((undisturbed / "train.jsonl").read_text().splitlines()[-1])
+    assert last.keys() == {"step", "loss", "weighted_error", "grad_norm", "lr", "clips_per_second"}
+    assert (undisturbed / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    checkpoint = read_checkpoint(find_checkpoint(undisturbed))
+    for name in ("model", "ema"):
+        load_strict(build_denoiser(CONFIG), checkpoint.tensors[name], name)
+    moved = [
+        name for name, t in checkpoint.tensors["ema"].items() if not torch.equal(t, checkpoint.tensors["model"][name])
+    ]
+    assert len(moved) > 20  # the average lags behind
+
+
+def test_the_same_seed_ends_in_the_same_bits_and_another_does_not(undisturbed, tmp_path):
+    train(CONFIG, tmp_path / "same", undisturbed_source(), progress=False)
+    assert tensor_files(tmp_path / "same") == tensor_files(undisturbed)
+    other = changed(CONFIG, seed=1)
+    train(other, tmp_path / "other", undisturbed_source(other), progress=False)
+    assert tensor_files(tmp_path / "other") != tensor_files(undisturbed)
+
+
+@pytest.mark.parametrize("step", [3, 7])  # before the first checkpoint, and between two
+def test_a_crashed_run_is_resumed_to_the_bit(undisturbed, tmp_path, step):
+    with pytest.raises(RuntimeError, match="crash"):
+        train(CONFIG, tmp_path, Disturbed(step, crash), progress=False)
+    assert len(records(tmp_path)) == step - 1
+    train(CONFIG, tmp_path, undisturbed_source(), resume=True, progress=False)
+    assert tensor_files(tmp_path) == tensor_files(undisturbed)
+    assert records(tmp_path) == records(undisturbed)
+
+
+def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint_to_resume_from(undisturbed, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, tmp_path, Disturbed(6, press_ctrl_c), progress=True)
+    assert "--resume" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    assert find_checkpoint(tmp_path).name == "step_0000006"
+    train(CONFIG, tmp_path, undisturbed_source(), resume=True, progress=False)
+    assert tensor_files(tmp_path) == tensor_files(undisturbed)
+    assert records(tmp_path) == records(undisturbed)
+
+
+def test_the_second_ctrl_c_stops_at_once(tmp_path):
+    def press_twice():
+        press_ctrl_c()
+        press_ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, tmp_path, Disturbed(2, press_twice), progress=False)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_ctrl_c_in_the_last_step_is_no_interruption(undisturbed, tmp_path):
+    train(CONFIG, tmp_path, Disturbed(10, press_ctrl_c), progress=False)
+    assert tensor_files(tmp_path) == tensor_files(undisturbed)
+
+
+def test_a_half_written_log_line_is_dropped(undisturbed, tmp_path):
+    with pytest.raises(RuntimeError):
+        train(CONFIG, tmp_path, Disturbed(7, crash), progress=False)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    train(CONFIG, tmp_path, undisturbed_source(), resume=True, progress=False)
+    assert records(tmp_path) == records(undisturbed)
+
+
+def test_a_finished_run_is_left_alone(undisturbed):
+    before = tensor_files(undisturbed)
+    assert train(CONFIG, undisturbed, undisturbed_source(), resume=True, progress=False).name == "step_0000010"
+    assert tensor_files(undisturbed) == before
+    assert len(records(undisturbed)) == 10
+
+
+def test_a_folder_with_checkpoints_is_not_begun_again(undisturbed):
+    with pytest.raises(UserError, match="--resume"):
+        train(CONFIG, undisturbed, undisturbed_source(), progress=False)
+
+
+def test_resuming_with_other_settings_is_refused_and_lists_them(undisturbed):
+    other = dataclasses.replace(changed(CONFIG, num_steps=11, text_dropout=0.5), name="other")
+    with pytest.raises(UserError) as error:
+        train(other, undisturbed, undisturbed_source(), resume=True, progress=False)
+    listed = [line.strip() for line in str(error.value).splitlines()[1:]]
+    assert listed == [
+        "name: 'micro', now 'other'",
+        "train.num_steps: 10, now 11",
+        "train.text_dropout: 0.2, now 0.5",
+    ]
+
+
+def test_resuming_with_other_data_is_refused(undisturbed):
+    single = WorldSource(CONFIG.clip, "single", CONFIG.train.seed)
+    with pytest.raises(UserError, match="data: world mixed, seed 0, now world single, seed 0"):
+        train(CONFIG, undisturbed, single, resume=True, progress=False)
+
+
+def test_how_often_checkpoints_are_written_may_change(undisturbed, tmp_path):
+    with pytest.raises(RuntimeError):
+        train(CONFIG, tmp_path, Disturbed(6, crash), progress=False)
+    other = changed(CONFIG, checkpoint_every=3, keep_checkpoints=1)
+    train(other, tmp_path, undisturbed_source(), resume=True, progress=False)
+    assert tensor_files(tmp_path) == tensor_files(undisturbed)
+    assert len(list_checkpoints(tmp_path)) == 1
+
+
+def test_a_damaged_checkpoint_is_not_resumed(undisturbed, tmp_path):
+    with pytest.raises(RuntimeError):
+        train(CONFIG, tmp_path, Disturbed(6, crash), progress=False)
+    path = find_checkpoint(tmp_path) / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"optimizer\.safetensors.*truncated"):
+        train(CONFIG, tmp_path, undisturbed_source(), resume=True, progress=False)
+
+
+def test_a_diverged_run_stops_before_it_spoils_its_weights(tmp_path):
+    class Broken(WorldSource):
+        def clips(self, indices):
+            clips = super().clips(indices)
+            if indices[0] == 5 * CONFIG.train.batch_size:
+                clips.video[:] = float("nan")
+            return clips
+
+    with pytest.raises(TrainingDiverged, match="step 6: loss is nan"):
+        train(CONFIG, tmp_path, Broken(CONFIG.clip, "mixed", 0), progress=False)
+    assert read_checkpoint(find_checkpoint(tmp_path)).state["step"] == 4
+
+
+def test_a_configuration_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    config = dataclasses.replace(
+        changed(CONFIG, batch_size=0, given_latents=(0.5, 0.2)), clip=dataclasses.replace(CONFIG.clip, frames=6)
+    )
+    with pytest.raises(UserError) as error:
+        train(config, tmp_path / "run", undisturbed_source(), progress=False)
+    for named in ("batch_size is 0", "sum 1", r"clip.frames is 6; it must be 1 + k * 2"):
+        assert named in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"):
+        train(CONFIG, tmp_path / "file" / "run", undisturbed_source(), progress=False)
+
+
+def test_a_caption_that_is_too_long_is_refused_before_training(tmp_path):
+    source = undisturbed_source()
+    source.captions = ["word " * 100]
+    with pytest.raises(UserError, match="100 words"):
+        train(CONFIG, tmp_path, source, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bf16_trains_and_keeps_its_weights_in_float32(undisturbed, tmp_path):
+    config = changed(CONFIG, precision="bf16")
+    train(config, tmp_path, undisturbed_source(), progress=False)
+    tensors = read_checkpoint(find_checkpoint(tmp_path)).tensors
+    assert {t.dtype for group in ("model", "ema", "optimizer") for t in tensors[group].values()} == {torch.float32}
+    for rounded, exact in zip(records(tmp_path), records(undisturbed), strict=True):
+        # Rounding changes the updates as well: after ten the two runs have drifted apart by a few percent.
+        assert rounded["weighted_error"] == pytest.approx(exact["weighted_error"], rel=0.05)
+
+
+def test_a_text2world_model_trains(tmp_path):
+    config = dataclasses.replace(
+        changed(CONFIG, num_steps=2), model=dataclasses.replace(CONFIG.model, video2world=False)
+    )
+    train(config, tmp_path, undisturbed_source(), progress=False)
+    assert all(np.isfinite(record["loss"]) for record in records(tmp_path))
+
+
+def test_the_running_mean_keeps_constants_and_smooths_the_rest():
+    assert running_mean(np.full(7, 3.0), 4) == pytest.approx(np.full(7, 3.0))
+    assert running_mean(np.array([0.0, 3, 0, 3, 0]), 3) == pytest.approx([1.5, 1, 2, 1, 1.5])
+
+
+@pytest.mark.slow
+def test_three_kills_at_random_moments_end_in_the_same_weights():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "kill_and_resume.py", "3"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 kills")
