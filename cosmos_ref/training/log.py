@@ -70,6 +70,8 @@ def draw_curve(records: list[dict[str, Any]], path: Path) -> Path:
         axes.margins(x=0.01)
         if name == "weighted_error":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
             axes.axhline(1, color="#777777", linewidth=1, linestyle="--")
             axes.annotate("a network that says nothing", (1, 1), xycoords=("axes fraction", "data"), color="#777777")
             axes.texts[-1].set(ha="right", va="bottom", fontsize=8)

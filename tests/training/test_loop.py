@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from cosmos_ref.config import PRESETS
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
 from cosmos_ref.training.data import WorldSource
-from cosmos_ref.training.log import running_mean
+from cosmos_ref.training.log import TrainingLog, running_mean
 from cosmos_ref.training.loop import TrainingDiverged, train
 
 ROOT = Path(__file__).parents[2]
@@ -243,6 +244,26 @@ def test_a_text2world_model_trains(tmp_path):
     )
     train(config, tmp_path, undisturbed_source(), progress=False)
     assert all(np.isfinite(record["loss"]) for record in records(tmp_path))
+
+
+def test_tensorboard_is_told_where_it_is_installed(tmp_path, monkeypatch):
+    told = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            told.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            told.append((name, value, step))
+
+        def close(self):
+            told.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    log = TrainingLog(tmp_path, step=3)
+    log.write(4, loss=0.5)
+    log.close()
+    assert told == [(tmp_path / "tensorboard", 4), ("train/loss", 0.5, 4), "closed"]
 
 
 def test_the_running_mean_keeps_constants_and_smooths_the_rest():
