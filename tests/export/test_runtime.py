@@ -1,5 +1,6 @@
 """Sampling without PyTorch is the pipelines' sampling; bad bundles and bad requests are refused in one line."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from cosmos_export import runtime
 from cosmos_export.compare import SAMPLING_LIMIT, compare, compare_sampling, torch_call
 from cosmos_export.runtime import BundleError, read_last_frames, sample, write_mp4
+from cosmos_export.to_onnx import export_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from cosmos_ref.config import preset
 from cosmos_ref.equations.noise import karras_sigmas
 from cosmos_ref.equations.solvers import euler_step, heun_step, res_2ab_step
 from cosmos_ref.model.denoiser import scale_latents, unscale_latents
+from cosmos_ref.model.initialization import new_model
 from cosmos_ref.pipelines import sample as pipeline
 
 PROMPTS = ["a red marble falls", "two blue marbles"]
@@ -283,3 +286,22 @@ def test_an_exported_preset_samples_as_the_preset_says(exported):
     counted = []
     sample(exported.bundle, progress=lambda steps: counted.extend(steps) or steps)
     assert len(counted) == preset("micro").sample.num_steps
+
+
+@pytest.mark.slow
+def test_a_text2world_model_is_exported_without_the_inputs_for_given_frames(exported, tmp_path):
+    model = dataclasses.replace(exported.config.model, video2world=False, depth=1)
+    config = dataclasses.replace(exported.config, model=model)
+    denoiser, _ = new_model(config, torch.Generator().manual_seed(1))
+    bundle = runtime.Bundle.load(export_bundle(config, denoiser.eval(), exported.tokenizer, tmp_path / "bundle"))
+    ports = [port["name"] for port in bundle.manifest["graphs"]["denoiser"]["inputs"]]
+    assert ports == ["x", "sigma", "text_embeddings", "fps", "padding_mask"]
+    encoder = WordsEncoder(config.text.length, config.text.width)
+    noise = pipeline.noise_from_seed(4, 0, (16, 3, 4, 4))[None]
+    condition = text_condition(encoder.encode(PROMPTS[:1]), noise, torch.full((1,), config.clip.fps))
+    denoise = pipeline.guided(denoiser, condition, encoder.encode([None]), 1.5)
+    expected = pipeline.sample(denoise, noise, pipeline.schedule(config.diffusion, 4), "res_2ab")
+    made = sample(bundle, PROMPTS[:1], seed=4, num_steps=4, guidance=1.5, solver="res_2ab")
+    assert compare("latents", expected.numpy(), made.x0, SAMPLING_LIMIT).ok
+    with pytest.raises(BundleError, match="takes no frames"):
+        sample(bundle, given_video=np.zeros((1, 3, 1, 16, 16), np.float32))
