@@ -136,17 +136,18 @@ def _power_of_ten(value: float) -> str:
 
 
 def _header(m: dict[str, Any]) -> str:
-    errors, machine = m["video2world"]["centre_error"], m["machine"]
+    errors, cores = m["video2world"]["centre_error"], m["machine"]["cpu_cores"]
+    plural = "" if cores == 1 else "s"
     switch = '<div class="switch"><button value="en">EN</button><button value="pt">PT</button></div>'
     return (
         f"<header>{switch}<h1>{both('From noise to a world', 'Do ruído a um mundo')}</h1>"
         + _paragraph(
-            f"A world model in the way of Cosmos, trained from scratch by this run on {machine['cpu_cores']} CPU "
-            f"cores in {m['training']['seconds']:.0f} seconds. Every clip below it made itself, except where it says "
-            "ground truth.",
-            f"Um modelo de mundo à maneira do Cosmos, treinado do zero por esta execução em {machine['cpu_cores']} "
-            f"núcleos de CPU em {m['training']['seconds']:.0f} segundos. Todos os clipes abaixo foram feitos por "
-            "ele, exceto onde se lê verdade.",
+            f"A world model in the way of Cosmos, trained from scratch by this run on {cores} CPU "
+            f"core{plural} in {m['training']['seconds']:.0f} seconds. Every clip below it made itself, except where "
+            "it says ground truth.",
+            f"Um modelo de mundo à maneira do Cosmos, treinado do zero por esta execução em {cores} "
+            f"núcleo{plural} de CPU em {m['training']['seconds']:.0f} segundos. Todos os clipes abaixo foram feitos "
+            "por ele, exceto onde se lê verdade.",
             "lead",
         )
         + "</header>"
@@ -351,7 +352,7 @@ def _run(report: Report, number: int) -> str:
         for name, seconds in m["seconds"].items()
     ]
     machine = [
-        [both("processor", "processador"), f"{escape(m['machine']['cpu'])}, {m['machine']['cpu_cores']} cores"],
+        [both("processor", "processador"), f"{m['machine']['cpu_cores']} × {escape(m['machine']['cpu'])}"],
         [both("memory", "memória"), f"{m['machine']['memory_gib']:.0f} GiB"],
         [both("peak memory of this run", "pico de memória desta execução"), f"{m['peak_memory_gib']:.2f} GiB"],
         [both("system", "sistema"), escape(m["machine"]["system"])],
