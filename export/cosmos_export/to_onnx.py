@@ -27,6 +27,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.optimizer import optimize_ir
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch.fx.experimental import _config as symbolic_shapes
 
 from cosmos_export.compare import CALL_LIMIT, Parity, call_inputs, compare, torch_call
@@ -88,7 +89,8 @@ def export_bundle(
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.mkdir(parents=True)
     try:
-        with torch.no_grad(), _quiet(), _without_shape_checks():
+        # A cache of results by size costs the tracer more than it saves where sizes are symbols.
+        with torch.no_grad(), _quiet(), _without_shape_checks(), dynamo.patch(fake_tensor_cache_enabled=False):
             graphs = _write_graphs(config, denoiser, tokenizer, beside, opset)
             parity = measure_parity(config, denoiser, tokenizer, beside)
         for row in parity:
