@@ -1,5 +1,6 @@
 """The command line: cosmos-ref demo | presets | equations | doctor | train | sample | tokenize | export."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -236,6 +237,7 @@ def export(weights: Path, out: Path, t5: Path | None = None) -> None:
         t5: local folder of the T5 encoder, for presets that use it.
     """
     try:
+        from cosmos_export.compare import Parity, table
         from cosmos_export.to_onnx import export_bundle
     except ImportError as error:
         raise UserError(
@@ -245,6 +247,7 @@ def export(weights: Path, out: Path, t5: Path | None = None) -> None:
 
     model = load_world_model(weights, t5)
     export_bundle(model.config, model.denoiser, model.tokenizer, out)
+    print(table([Parity(**row) for row in json.loads((out / "manifest.json").read_text())["parity"]]))
     Console().print(f"{out}: run it without PyTorch by `python -m cosmos_export.runtime {out} --help`")
 
 
@@ -289,7 +292,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         fail(console, str(error), USAGE)
     except KeyboardInterrupt as interrupt:
-        fail(console, str(interrupt) or "interrupted", INTERRUPTED)
+        if str(interrupt):  # training has said how to go on
+            sys.exit(INTERRUPTED)
+        fail(console, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
     except (OSError, RuntimeError) as error:
