@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -64,8 +65,8 @@ def test_a_prompt_away_from_itself_is_no_guidance():
 
 
 def test_the_frame_rate_is_felt():
-    slow = from_text("a red ball", clip=replace(CLIP, fps=6.0)).x0
-    assert (slow - from_text("a red ball").x0).abs().max() > 1e-2
+    for make in (partial(from_text, "a red ball"), partial(from_frames, moving_waves(4, frames=3), None)):
+        assert (make(clip=replace(CLIP, fps=6.0)).x0 - make().x0).abs().max() > 1e-2
 
 
 def test_the_video_is_the_decoded_latents_at_the_clips_size():
@@ -97,6 +98,19 @@ def test_given_frames_are_held_only_down_to_their_own_noise():
     distance = (made - kept).square().mean().sqrt().item()
     # below 0.05 D is x and sigma times F, whose size is about ten in this untrained network
     assert 1e-4 < distance < 10 * 0.05
+
+
+def test_the_network_sees_the_given_frames_with_their_noise_on():
+    """The same at every step, of size augment_sigma; the frames held in the estimate have none."""
+    given, met = moving_waves(4, frames=3), []
+    hook = micro().denoiser.register_forward_pre_hook(
+        lambda *call: met.append(call[2]["given_latents"][:1, :, :2]), with_kwargs=True
+    )
+    from_frames(given, None, augment_sigma=0.3)
+    hook.remove()
+    noise = (met[0] - scale_latents(micro().tokenizer.encode(given), S)) / 0.3
+    assert noise.std().item() == pytest.approx(1, abs=0.15)  # of 512 numbers: 0.15 is five deviations
+    assert all(torch.equal(each, met[0]) for each in met)
 
 
 def test_how_it_goes_on_depends_on_the_given_frames():
