@@ -137,7 +137,9 @@ class SampleConfig:
         if self.num_steps < 2:
             raise UserError(f"num_steps {self.num_steps} is too few: a sampler takes at least 2")
         if not 0 < self.augment_sigma < 1000:
-            raise UserError(f"augment_sigma {self.augment_sigma:g} is not a noise level: give one above 0, Cosmos has 0.001")
+            raise UserError(
+                f"augment_sigma {self.augment_sigma:g} is not a noise level: give one above 0, Cosmos has 0.001"
+            )
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed {self.seed} is not accepted: give one from 0 to 2**64 - 1")
 
@@ -162,6 +164,8 @@ class Config:
                 f"width {model.width} with {model.num_heads} heads does not work: "
                 "each head needs the same even number of channels, at least 16"
             )
+        if self.tokenizer.levels[1] != self.tokenizer.levels[2]:
+            raise UserError(f"tokenizer.levels {self.tokenizer.levels}: height and width must have as many")
         if model.text_width != self.text.width:
             raise UserError(f"model.text_width {model.text_width} and text.width {self.text.width} must be the same")
         if model.channels != self.tokenizer.channels:

@@ -13,7 +13,10 @@ from jaxtyping import install_import_hook
 # Shapes in the signatures of blocks and model are checked at every call made by a test.
 install_import_hook(["cosmos_ref.blocks", "cosmos_ref.model"], "beartype.beartype")
 
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)
+PHASES = [hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink]  # explaining takes minutes
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=40, database=None, phases=PHASES
+)
 hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
 

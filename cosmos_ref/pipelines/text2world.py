@@ -7,6 +7,7 @@ import torch
 
 from cosmos_ref.conditioning.condition import give_frames, text_condition
 from cosmos_ref.config import ClipConfig, SampleConfig, latent_shape
+from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import Video2WorldDenoiser, unscale_latents
 from cosmos_ref.pipelines.sample import guided, noise_from_seed, sample, schedule
 from cosmos_ref.pipelines.world_model import WorldModel
@@ -43,6 +44,8 @@ def text2world(
         UserError: if the clip does not fit the model or a prompt is empty or too long.
     """
     shape = latent_shape(model.config, clip)
+    if not prompts:
+        raise UserError("there are no prompts: give at least one, None for the null text")
     text = model.text_encoder.encode(prompts)
     null_text = model.text_encoder.encode([negative_prompt] * len(prompts))
     noise = torch.stack([noise_from_seed(settings.seed, i, shape) for i in range(len(prompts))])
