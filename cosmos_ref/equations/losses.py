@@ -34,6 +34,6 @@ def uncertainty_weighted(
 
     $$\mathcal L = \frac{\lambda(\sigma)}{e^{u(\sigma)}}\, L + u(\sigma)$$
 
-    At its minimum over u, $e^{u(\sigma)} = \mathbb E[\lambda(\sigma) L \mid \sigma]$, so all noise levels weigh the same.
+    At its minimum over u, $e^{u(\sigma)} = \mathbb E[\lambda(\sigma) L \mid \sigma]$: all noise levels weigh the same.
     """
     return loss_weight * L * torch.exp(-logvar) + logvar
