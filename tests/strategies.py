@@ -5,9 +5,7 @@ import math
 import torch
 from hypothesis import strategies as st
 
-sigmas = st.floats(math.log(2e-3), math.log(80)).map(
-    lambda x: torch.tensor([math.exp(x)], dtype=torch.float64)
-)
+sigmas = st.floats(math.log(2e-3), math.log(80)).map(lambda x: torch.tensor([math.exp(x)], dtype=torch.float64))
 """One noise level, log-uniform over the range the samplers visit, shape `1`."""
 
 sigma_datas = st.floats(0.05, 2.0)

@@ -14,9 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 def anchors(language: str) -> list[str]:
     pages = sorted((ROOT / "docs" / language / "equations").glob("*.md"))
-    return [
-        id for page in pages for id in re.findall(r"^## .*\{ #eq-(\S+) \}$", page.read_text(), re.MULTILINE)
-    ]
+    return [id for page in pages for id in re.findall(r"^## .*\{ #eq-(\S+) \}$", page.read_text(), re.MULTILINE)]
 
 
 def markers() -> dict[str, set[str]]:

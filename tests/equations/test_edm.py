@@ -20,9 +20,7 @@ def relative(a, b):
 
 @pytest.mark.verifies("edm.c_skip", by="point")
 def test_c_skip_at_three_levels():
-    torch.testing.assert_close(
-        edm.c_skip(POINTS, 0.5), POINTS.new_tensor([0.961538, 0.2, 0.002494]), **ROUNDED
-    )
+    torch.testing.assert_close(edm.c_skip(POINTS, 0.5), POINTS.new_tensor([0.961538, 0.2, 0.002494]), **ROUNDED)
 
 
 @pytest.mark.verifies("edm.c_skip")
@@ -30,9 +28,7 @@ def test_c_skip_at_three_levels():
 def test_c_skip_is_the_wiener_gain(sigma, sigma_data):
     """c_skip minimises the error of `c x` as an estimate of x0, so that error's slope in c is zero there."""
     c = edm.c_skip(sigma, sigma_data)
-    slope = (
-        2 * c * sigma**2 - 2 * (1 - c) * sigma_data**2
-    )  # of E|c x - x0|^2 = c^2 sigma^2 + (1 - c)^2 sigma_data^2
+    slope = 2 * c * sigma**2 - 2 * (1 - c) * sigma_data**2  # of E|c x - x0|^2 = c^2 sigma^2 + (1 - c)^2 sigma_data^2
     assert (slope.abs() / (sigma**2 + sigma_data**2)).item() < 1e-12
 
 
@@ -51,9 +47,7 @@ def c_skip_of_the_noise(sigma, sigma_data):
 
 @pytest.mark.verifies("edm.c_out", by="point")
 def test_c_out_at_three_levels():
-    torch.testing.assert_close(
-        edm.c_out(POINTS, 0.5), POINTS.new_tensor([0.098058, 0.447214, 0.499376]), **ROUNDED
-    )
+    torch.testing.assert_close(edm.c_out(POINTS, 0.5), POINTS.new_tensor([0.098058, 0.447214, 0.499376]), **ROUNDED)
 
 
 @pytest.mark.verifies("edm.c_out")
@@ -80,9 +74,7 @@ def c_out_without_sigma_data(sigma, sigma_data):
 
 @pytest.mark.verifies("edm.c_in", by="point")
 def test_c_in_at_three_levels():
-    torch.testing.assert_close(
-        edm.c_in(POINTS, 0.5), POINTS.new_tensor([1.961161, 0.894427, 0.099875]), **ROUNDED
-    )
+    torch.testing.assert_close(edm.c_in(POINTS, 0.5), POINTS.new_tensor([1.961161, 0.894427, 0.099875]), **ROUNDED)
 
 
 @pytest.mark.verifies("edm.c_in")
@@ -201,9 +193,7 @@ def target_is_the_clean_sample(D, x, sigma, sigma_data):
 
 @pytest.mark.verifies("edm.loss_weight", by="point")
 def test_loss_weight_at_three_levels():
-    torch.testing.assert_close(
-        edm.loss_weight(POINTS, 0.5), POINTS.new_tensor([104.0, 5.0, 4.01]), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(edm.loss_weight(POINTS, 0.5), POINTS.new_tensor([104.0, 5.0, 4.01]), rtol=1e-12, atol=0)
 
 
 @pytest.mark.verifies("edm.loss_weight")
