@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_export.runtime import Denoise, integrate
+from cosmos_export.solvers import Denoise, integrate
 
 CALL_LIMIT = 1e-5
 """Largest relative difference of one call in float32: rounding, in another order of summation."""

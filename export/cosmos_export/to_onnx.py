@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 from torch.fx.experimental import _config as symbolic_shapes
 
+from cosmos_export.bundle import BUNDLE_FORMAT, open_session, run_session
 from cosmos_export.compare import CALL_LIMIT, Parity, call_inputs, compare, torch_call
-from cosmos_export.runtime import BUNDLE_FORMAT, open_session, run_session
 from cosmos_ref.config import Config
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import Denoiser

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cosmos_export.runtime import Bundle
+from cosmos_export.bundle import Bundle
 from cosmos_export.to_onnx import export_bundle
 
 from cosmos_ref.blocks.attention import RMSNorm

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cosmos_export import runtime
+from cosmos_export import runtime, solvers
+from cosmos_export.bundle import Bundle, BundleError, words_embedding
 from cosmos_export.compare import SAMPLING_LIMIT, compare, compare_sampling, torch_call
-from cosmos_export.runtime import BundleError, read_last_frames, sample, write_mp4
+from cosmos_export.runtime import sample
 from cosmos_export.to_onnx import export_bundle
+from cosmos_export.video import read_last_frames, write_mp4
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +32,7 @@ PROMPTS = ["a red marble falls", "two blue marbles"]
 
 @pytest.mark.parametrize("num_steps", [2, 3, 35])
 def test_the_schedule_is_the_equations(num_steps):
-    ours, theirs = runtime.karras_sigmas(num_steps, 0.002, 80, 7), karras_sigmas(num_steps, 0.002, 80, 7)
+    ours, theirs = solvers.karras_sigmas(num_steps, 0.002, 80, 7), karras_sigmas(num_steps, 0.002, 80, 7)
     # torch counts its ramp from both ends, numpy from one: a few units in the last place, raised to the 7th power
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-13)
 
@@ -48,9 +50,9 @@ def test_the_steps_are_the_equations(seed, levels):
         return x / (1 + sigma**2)
 
     pairs = [
-        (runtime.euler_step(x, D, *levels), euler_step(*tensors[:2], *levels)),
-        (runtime.heun_step(denoise, x, *levels), heun_step(denoise, tensors[0], *levels)),
-        (runtime.res_2ab_step(x, D, D_previous, *levels, 1.4 * sigma), res_2ab_step(*tensors, *levels, 1.4 * sigma)),
+        (solvers.euler_step(x, D, *levels), euler_step(*tensors[:2], *levels)),
+        (solvers.heun_step(denoise, x, *levels), heun_step(denoise, tensors[0], *levels)),
+        (solvers.res_2ab_step(x, D, D_previous, *levels, 1.4 * sigma), res_2ab_step(*tensors, *levels, 1.4 * sigma)),
     ]
     for ours, theirs in pairs:
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-12, atol=1e-12)  # float64, the same operations
@@ -64,12 +66,12 @@ def test_the_loop_is_the_pipelines_loop(solver):
         return x / (1 + sigma**2) + 0.1
 
     theirs = pipeline.sample(denoise, torch.from_numpy(noise), sigmas, solver)
-    np.testing.assert_allclose(runtime.integrate(denoise, noise, sigmas, solver), theirs.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(solvers.integrate(denoise, noise, sigmas, solver), theirs.numpy(), rtol=1e-12)
 
 
 def test_the_noise_is_the_pipelines_noise():
-    for seed, index in ((0, 0), (7, 1), (1, runtime.AUGMENT_STREAM + 3)):
-        ours, theirs = (module.noise_from_seed(seed, index, (2, 3)) for module in (runtime, pipeline))
+    for seed, index in ((0, 0), (7, 1), (1, runtime.AUGMENT_STREAM + 3), (2**64 - 1, 2)):
+        ours, theirs = (module.noise_from_seed(seed, index, (2, 3)) for module in (solvers, pipeline))
         assert (ours == theirs.numpy()).all()
 
 
@@ -79,9 +81,9 @@ def test_the_words_are_the_text_encoders_words(prompts):
         expected = WordsEncoder(6, 8).encode(prompts).numpy()
     except ValueError:
         with pytest.raises(BundleError):
-            runtime.words_embedding(prompts, 6, 8)
+            words_embedding(prompts, 6, 8)
         return
-    assert (runtime.words_embedding(prompts, 6, 8) == expected).all()
+    assert (words_embedding(prompts, 6, 8) == expected).all()
 
 
 def in_torch(exported, prompts, given_video, seed, solver, guidance, augment_sigma):
@@ -123,7 +125,7 @@ def test_a_whole_sampling_ends_where_pytorch_ends(exported, solver, guidance, gi
 
 
 def test_compare_sampling_leads_both_engines_from_the_same_noise(exported):
-    noise = runtime.noise_from_seed(0, 0, (1, 16, 3, 4, 4))
+    noise = solvers.noise_from_seed(0, 0, (1, 16, 3, 4, 4))
     condition = runtime._give_frames(np.zeros_like(noise), 0, 0, noise) | {
         "text_embeddings": np.zeros((1, 24, 16), np.float32),
         "fps": np.full(1, 24, np.float32),
@@ -132,7 +134,7 @@ def test_compare_sampling_leads_both_engines_from_the_same_noise(exported):
     call = torch_call(exported.denoiser)
     engines = [lambda **inputs: call(inputs), exported.bundle.denoise]
     denoisers = [runtime.guided(engine, condition, condition["text_embeddings"], 0) for engine in engines]
-    sigmas = runtime.karras_sigmas(5, 0.002, 80, 7)
+    sigmas = solvers.karras_sigmas(5, 0.002, 80, 7)
     row = compare_sampling(*denoisers, noise, sigmas, "heun")
     assert row.ok and row.max_abs > 0  # two engines, not one twice
     assert not compare_sampling(denoisers[0], lambda x, s: 1.01 * denoisers[1](x, s), noise, sigmas, "heun").ok
@@ -147,6 +149,11 @@ def test_a_clip_depends_on_its_seed_and_place_not_on_its_neighbours(exported):
 
 REFUSED = {
     "steps": dict(num_steps=1),
+    "no noise": dict(augment_sigma=0.0),
+    "noise not a number": dict(augment_sigma=float("nan")),
+    "no rate": dict(fps=0.0),
+    "seed below": dict(seed=-1),
+    "seed above": dict(seed=2**64),
     "solver": dict(solver="magic"),
     "frames": dict(frames=4),
     "too long": dict(frames=99),
@@ -165,7 +172,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED.keys())
 def test_a_request_that_does_not_fit_is_refused_before_the_first_call(exported, request_, monkeypatch):
-    monkeypatch.setattr(runtime.Bundle, "denoise", None)
+    monkeypatch.setattr(Bundle, "denoise", None)
     with pytest.raises(BundleError):
         sample(exported.bundle, **request_)
 
@@ -210,7 +217,7 @@ def test_a_bundle_that_is_not_as_exported_is_refused(exported, tmp_path, capsys,
 
 def test_a_provider_that_is_not_there_is_said_not_replaced(exported):
     with pytest.raises(BundleError, match=r"it has: .*CPUExecutionProvider"):
-        runtime.Bundle.load(exported.path, ("NoSuchExecutionProvider",))
+        Bundle.load(exported.path, ("NoSuchExecutionProvider",))
 
 
 def test_the_command_line_writes_a_clip_from_a_prompt_and_one_from_frames(exported, tmp_path, capsys):
@@ -236,6 +243,8 @@ BAD_ARGUMENTS = {
     "steps": ["--out", "clip.mp4", "--num-steps", "1"],
     "guidance": ["--out", "clip.mp4", "--guidance", "nan"],
     "seed": ["--out", "clip.mp4", "--seed", "-1"],
+    "seed above": ["--out", "clip.mp4", "--seed", str(2**64)],
+    "augment sigma": ["--out", "clip.mp4", "--augment-sigma", "0"],
     "fps": ["--out", "clip.mp4", "--fps", "0"],
     "prompt": ["--out", "clip.mp4", "--prompt", ""],
     "embeddings": ["--out", "clip.mp4", "--text-embeddings", "text.mp4"],
@@ -258,7 +267,7 @@ def test_a_bad_argument_is_one_line_and_exit_code_2(exported, tmp_path, capsys, 
 
 
 def test_an_engine_that_fails_is_exit_code_1_and_leaves_no_clip(exported, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runtime.Bundle, "denoise", lambda self, x, **rest: np.full_like(x, np.nan))
+    monkeypatch.setattr(Bundle, "denoise", lambda self, x, **rest: np.full_like(x, np.nan))
     assert runtime.main([str(exported.path), "--out", str(tmp_path / "clip.mp4")]) == 1
     assert "not finite" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -293,7 +302,7 @@ def test_a_text2world_model_is_exported_without_the_inputs_for_given_frames(expo
     model = dataclasses.replace(exported.config.model, video2world=False, depth=1)
     config = dataclasses.replace(exported.config, model=model)
     denoiser, _ = new_model(config, torch.Generator().manual_seed(1))
-    bundle = runtime.Bundle.load(export_bundle(config, denoiser.eval(), exported.tokenizer, tmp_path / "bundle"))
+    bundle = Bundle.load(export_bundle(config, denoiser.eval(), exported.tokenizer, tmp_path / "bundle"))
     ports = [port["name"] for port in bundle.manifest["graphs"]["denoiser"]["inputs"]]
     assert ports == ["x", "sigma", "text_embeddings", "fps", "padding_mask"]
     encoder = WordsEncoder(config.text.length, config.text.width)
