@@ -25,6 +25,7 @@ from cosmos_ref.errors import UserError
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 OUTPUT_SUFFIXES = (".mp4", ".gif", ".png")
+BICUBIC = Image.Resampling.BICUBIC  # antialiased where it shrinks
 IMAGE_FPS = 24.0  # the rate that leaves the model's temporal frequencies as they are
 
 # FFmpeg would also render a text file as a "video" and follow a playlist to other hosts: allow videos only.
@@ -111,7 +112,7 @@ def read_clip(
                 f"{path} has frames of {found_width}x{found_height} pixels (width x height); accepted here:"
                 f" {width or 'any'}x{height or 'any'}. Use --resize to scale and centre-crop it"
             )
-        return np.asarray(ImageOps.fit(Image.fromarray(rgb), (width, height), Image.Resampling.BICUBIC))
+        return _cover(rgb, height, width)
 
     is_image = path.suffix.lower() in IMAGE_SUFFIXES
     times, fps = ([0], IMAGE_FPS) if is_image else _frame_times(path)
@@ -236,6 +237,15 @@ def _read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image, it may be truncated: {error}") from error
+
+
+def _cover(rgb: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    found_height, found_width, _ = rgb.shape
+    x = (found_width - min(found_width, found_height * width / height)) / 2  # cropped from the left, and the right
+    y = (found_height - min(found_height, found_width * height / width)) / 2
+    # Columns first, as in the runtime without PyTorch: left to itself, Pillow's order depends on its version.
+    narrow = Image.fromarray(rgb).resize((width, found_height), BICUBIC, (x, 0, found_width - x, found_height))
+    return np.asarray(narrow.resize((width, height), BICUBIC, (0, y, width, found_height - y)))
 
 
 @contextmanager
