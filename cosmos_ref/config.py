@@ -191,10 +191,16 @@ PRESETS: dict[str, Config] = {
             width=128, depth=4, num_heads=4, text_width=64, adaln_lora_dim=32, video2world=True, max_tokens=(16, 32, 32)
         ),
         # Motion is decided at strong noise, and given frames tell the speed only while they are hardly noised.
-        diffusion=DiffusionConfig(p_mean=0.8, p_std=1.3, augment_p_mean=-5.0, augment_p_std=1.0, sigma_max=40.0),
+        diffusion=DiffusionConfig(p_mean=1.2, p_std=1.4, augment_p_mean=-5.0, augment_p_std=1.0, sigma_max=40.0),
         train=TrainConfig(
-            num_steps=1100, learning_rate=3e-3, cooling_steps=350, given_latents=(0.2, 0.1, 0.7), world="single"
+            num_steps=640,
+            batch_size=32,
+            learning_rate=5e-3,
+            cooling_steps=240,
+            given_latents=(0.2, 0.1, 0.7),
+            world="single",
         ),
+        sample=SampleConfig(guidance=1.0),
     ),
 }
 

@@ -74,6 +74,8 @@ def _svg(name: str, draw: Callable[["Axes"], None]) -> str:
         draw(axes)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
+        if axes.get_yscale() == "log":  # at most two decades: 2 and 5 have room between the powers of ten
+            axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:.0e}"[0] in "25" else "")
         axes.grid(color=INK, alpha=0.1, which="major")
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[1]:

@@ -35,7 +35,8 @@ p { margin: .5rem 0 1rem; max-width: 46rem; }
 figure { margin: 0; padding: .8rem; display: flex; flex-direction: column; gap: .5rem; min-width: 0; }
 figure.single { margin: 1.2rem 0; }
 figure.single video, figure.single .heads { width: 100%; max-width: 880px; margin: 0 auto; }
-video { width: 100%; display: block; border-radius: 8px; image-rendering: pixelated; background: #efeff1; }
+video { width: 100%; display: block; cursor: pointer; border-radius: 8px; image-rendering: pixelated;
+  background: #efeff1; }
 figcaption { font-size: .88rem; color: var(--soft); line-height: 1.45; }
 figcaption b { color: var(--ink); font-weight: 600; }
 .heads { display: flex; font-size: .78rem; font-weight: 600; text-align: center; color: var(--soft); }
@@ -59,4 +60,14 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
 SCRIPT = """
 for (const button of document.querySelectorAll('.switch button'))
   button.onclick = () => { document.documentElement.lang = button.value; };
+// The controls would cover half of a small clip: a click, or the space bar, stops and starts it.
+const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
+for (const video of document.querySelectorAll('video')) {
+  if (still) { video.autoplay = false; video.pause(); continue; }
+  video.controls = false;
+  video.tabIndex = 0;
+  const toggle = () => { video.paused ? video.play() : video.pause(); };
+  video.onclick = toggle;
+  video.onkeydown = event => { if (event.key === ' ') { event.preventDefault(); toggle(); } };
+}
 """
