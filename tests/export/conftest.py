@@ -1,5 +1,6 @@
 """One small model, exported once: the bundle that all tests of this folder read."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from cosmos_export.bundle import Bundle
 from cosmos_export.to_onnx import export_bundle
+from filelock import FileLock  # PyTorch depends on it
 
 from cosmos_ref.blocks.attention import RMSNorm
 from cosmos_ref.blocks.modulation import AdaLNLoRA
@@ -40,5 +42,10 @@ def exported(tmp_path_factory) -> Exported:
     denoiser.eval().requires_grad_(False)
     video = torch.rand(4, 3, 5, 16, 16, generator=generator) * 2 - 1
     tokenizer = HaarPCATokenizer.fit(config.tokenizer, video)
-    path = export_bundle(config, denoiser, tokenizer, tmp_path_factory.mktemp("export") / "bundle")
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # one for all workers of this run
+    path = folder / "exported"
+    with FileLock(folder / "exported.lock"):  # the first worker exports, the others wait
+        if not path.exists():
+            export_bundle(config, denoiser, tokenizer, path)
     return Exported(config, denoiser, tokenizer, path, Bundle.load(path, threads=1))

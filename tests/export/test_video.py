@@ -18,8 +18,6 @@ from cosmos_ref.pipelines.video2world import video2world
 from cosmos_ref.pipelines.world_model import WorldModel
 from cosmos_ref.video_io import read_clip
 
-pytestmark = pytest.mark.xdist_group("export")  # one worker, so that the model is exported once
-
 
 def film(path, height=90, width=150, frames=7, quarter_turn=False):
     """A video of moving waves and noise, with a quarter turn in its header as a telephone held upright writes it."""
