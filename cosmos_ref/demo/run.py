@@ -28,10 +28,10 @@ from cosmos_ref.demo.report import Film, Report, write_report
 from cosmos_ref.errors import UserError
 from cosmos_ref.evaluation.denoising import NoiseLevelLoss, loss_over_sigma
 from cosmos_ref.pipelines.text2world import text2world
+from cosmos_ref.pipelines.tokenize import reconstruct
 from cosmos_ref.pipelines.video2world import video2world
 from cosmos_ref.pipelines.world_model import WorldModel, load_world_model
 from cosmos_ref.shapes import Video
-from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from cosmos_ref.training.checks import check_config
 from cosmos_ref.training.data import Clips, WorldSource, draw_batch
 from cosmos_ref.training.loop import Run, start_run, train
@@ -199,14 +199,13 @@ class Demo:
             own = held_out(clip, "mixed", [self.scenes])
             path = write_video(self.folder / "clip.mp4", own.video[0], own.fps)
         original = read_part(path, config)[None]
-        latents = run.tokenizer.encode(original)
-        decoded = run.tokenizer.decode(latents)
+        latents, decoded, quality = reconstruct(run.tokenizer, original)
         small = held_out(config.clip, config.train.world, range(self.scenes)).video
         metrics = {
             "file": path.name,
             "frames": original.shape[2],
-            "psnr": psnr(original, decoded),
-            "held_out_psnr": psnr(small, run.tokenizer.decode(run.tokenizer.encode(small))),
+            "psnr": quality,
+            "held_out_psnr": reconstruct(run.tokenizer, small)[2],
             "compression": original.numel() / latents.numel(),
         }
         self.say(f"{path.name}: {original.shape[2]} frames, PSNR {metrics['psnr']:.1f} dB")
@@ -312,7 +311,6 @@ class Demo:
         from cosmos_export.runtime import Bundle, sample
         from cosmos_export.to_onnx import export_bundle
 
-        assert isinstance(model.tokenizer, HaarPCATokenizer)
         bundle = Bundle.load(export_bundle(self.config, model.denoiser, model.tokenizer, self.folder / "onnx"))
         truth = held_out(self.config.clip, "single", range(EXPORTED))
         given = truth.video[:, :, : self.given_frames]
@@ -422,11 +420,6 @@ def read_part(path: Path, config: Config) -> Float[Tensor, "3 T H W"]:
     fitting = 1 + (probe(path).frames - 1) // factor * factor
     frames = min(max(fitting, clip.frames), 1 + 16 * factor)
     return read_clip(path, frames=frames, height=clip.height * ENLARGED, width=clip.width * ENLARGED, resize=True).video
-
-
-def psnr(reference: Video, video: Video) -> float:
-    """Peak signal-to-noise ratio in dB of videos in [-1, 1]."""
-    return 10 * math.log10(4 / F.mse_loss(video, reference).item())
 
 
 def mosaic(videos: Video, columns: int) -> Float[Tensor, "3 T H W"]:

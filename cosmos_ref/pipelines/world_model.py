@@ -11,7 +11,6 @@ from cosmos_ref.config import Config
 from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.model.initialization import build_denoiser, build_uncertainty
 from cosmos_ref.model.uncertainty import Uncertainty
-from cosmos_ref.tokenizer import VideoTokenizer
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 
 
@@ -22,7 +21,7 @@ class WorldModel:
     config: Config
     denoiser: Denoiser
     uncertainty: Uncertainty
-    tokenizer: VideoTokenizer
+    tokenizer: HaarPCATokenizer
     text_encoder: TextEncoder
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cosmos_ref.demo import run as demo
-from cosmos_ref.demo.run import framed, mosaic, psnr, run_demo, side_by_side
+from cosmos_ref.demo.run import framed, mosaic, run_demo, side_by_side
 from cosmos_ref.errors import UserError
 
 SECTIONS = {
@@ -86,11 +86,6 @@ def test_a_video_that_cannot_be_read_is_refused_before_any_work(tmp_path, monkey
     with pytest.raises(UserError, match="does not exist"):
         run_demo(tmp_path / "demo", tmp_path / "missing.mp4", preset_name="micro")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_psnr_of_a_constant_difference():
-    # a difference of 0.2 is a tenth of the range of 2: 20 dB; float32 rounding
-    assert psnr(torch.zeros(1, 3, 2, 4, 4), torch.full((1, 3, 2, 4, 4), 0.2)) == pytest.approx(20, abs=1e-4)
 
 
 def test_a_frame_goes_around_and_changes_colour_after_the_given_frames():
