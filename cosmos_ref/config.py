@@ -193,10 +193,10 @@ PRESETS: dict[str, Config] = {
         # Motion is decided at strong noise, and given frames tell the speed only while they are hardly noised.
         diffusion=DiffusionConfig(p_mean=1.2, p_std=1.4, augment_p_mean=-5.0, augment_p_std=1.0, sigma_max=40.0),
         train=TrainConfig(
-            num_steps=640,
+            num_steps=800,
             batch_size=32,
             learning_rate=5e-3,
-            cooling_steps=240,
+            cooling_steps=300,
             given_latents=(0.2, 0.1, 0.7),
             world="single",
         ),
