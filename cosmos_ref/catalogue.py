@@ -82,15 +82,13 @@ def equation_page(equation: Equation, record: dict) -> Group:
     tests = record.get("equations", {}).get(equation.id, {})
     code = inspect.getsource(equation.function)
     doc = inspect.getdoc(equation.function) or ""
-    table = Table("test", "last result", box=None, pad_edge=False)
-    for test, result in sorted(tests.items()):
-        table.add_row(escape(test.removeprefix("tests/")), result)
+    results = [f"{result:<8}{escape(test.removeprefix('tests/'))}" for test, result in sorted(tests.items())]
     return Group(
         f"[bold]{equation.id}[/bold]   {location(equation)}",
         f"Source: {equation.source}",
         Padding(escape(doc), (1, 0, 1, 2)),
-        Syntax(code, "python", theme="ansi_dark", background_color="default"),
-        table if tests else "",
+        Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True),
+        *results,
     )
 
 

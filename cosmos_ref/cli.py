@@ -192,7 +192,7 @@ def sample(
             clip = replace(clip, fps=source.fps)
         video = video2world(model, source.video[None], [prompt], clip, settings, negative_prompt, progress).video
     write_video(out, video[0], clip.fps)
-    Console().print(f"{out}: {clip.frames} frames of {clip.height}x{clip.width} at {clip.fps:g} fps")
+    Console().print(f"{out}: {clip.frames} frames of {clip.height}x{clip.width} at {clip.fps:g} fps", soft_wrap=True)
 
 
 def tokenize(
@@ -223,9 +223,12 @@ def tokenize(
     console.print(
         f"{video}: video {'x'.join(map(str, result.video_shape))} -> "
         f"latents {'x'.join(map(str, result.latent_shape))}, {result.compression:.1f}x fewer numbers, "
-        f"PSNR {result.psnr:.2f} dB"
+        f"PSNR {result.psnr:.2f} dB",
+        soft_wrap=True,
     )
-    console.print(f"{out}/latents.safetensors, {out}/reconstruction.mp4 (original left, reconstruction right)")
+    console.print(
+        f"{out}/latents.safetensors, {out}/reconstruction.mp4 (original left, reconstruction right)", soft_wrap=True
+    )
 
 
 def export(weights: Path, out: Path, t5: Path | None = None) -> None:
@@ -248,7 +251,7 @@ def export(weights: Path, out: Path, t5: Path | None = None) -> None:
     model = load_world_model(weights, t5)
     export_bundle(model.config, model.denoiser, model.tokenizer, out)
     print(table([Parity(**row) for row in json.loads((out / "manifest.json").read_text())["parity"]]))
-    Console().print(f"{out}: run it without PyTorch by `python -m cosmos_export.runtime {out} --help`")
+    Console().print(f"{out}: run it without PyTorch by `python -m cosmos_export.runtime {out} --help`", soft_wrap=True)
 
 
 def progress(steps):
@@ -303,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def fail(console: Console, message: str, code: int) -> None:
     """End with one message and an exit code."""
-    console.print(f"[bold red]cosmos-ref:[/bold red] {escape(message)}", highlight=False)
+    console.print(f"[bold red]cosmos-ref:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
