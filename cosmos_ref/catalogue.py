@@ -82,7 +82,9 @@ def equation_page(equation: Equation, record: dict) -> Group:
     tests = record.get("equations", {}).get(equation.id, {})
     code = inspect.getsource(equation.function)
     doc = inspect.getdoc(equation.function) or ""
-    results = [f"{result:<8}{escape(test.removeprefix('tests/'))}" for test, result in sorted(tests.items())]
+    results = [
+        f"{result:<8}{escape(test.split('::')[-1].removeprefix('test_'))}" for test, result in sorted(tests.items())
+    ]
     return Group(
         f"[bold]{equation.id}[/bold]   {location(equation)}",
         f"Source: {equation.source}",
