@@ -9,9 +9,27 @@ from cosmos_ref.blocks.attention import RMSNorm
 from cosmos_ref.blocks.dit_block import DiTBlock
 from cosmos_ref.blocks.embeddings import NoiseEmbedding, PositionEmbedding
 from cosmos_ref.config import Config
+from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import Denoiser, Text2WorldDenoiser, Video2WorldDenoiser
 from cosmos_ref.model.dit import CosmosDiT
 from cosmos_ref.model.uncertainty import Uncertainty
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device called `name`.
+
+    Raises:
+        UserError: if it is neither the CPU nor a GPU that torch finds.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # torch lists kinds that no model of ours runs on
+        raise UserError(f"no device is called {str(name)!r}: give cpu, or cuda where there is a GPU") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device} is not supported: give cpu, or cuda where there is a GPU")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device} is not there: torch finds {torch.cuda.device_count()} GPU(s); use cpu")
+    return device
 
 
 def build_denoiser(config: Config) -> Denoiser:

@@ -46,12 +46,12 @@ def text2world(
     shape = latent_shape(model.config, clip)
     if not prompts:
         raise UserError("there are no prompts: give at least one, None for the null text")
-    text = model.text_encoder.encode(prompts)
-    null_text = model.text_encoder.encode([negative_prompt] * len(prompts))
-    noise = torch.stack([noise_from_seed(settings.seed, i, shape) for i in range(len(prompts))])
-    condition = text_condition(text, noise, torch.full((len(prompts),), clip.fps))
+    text = model.text_encoder.encode(prompts).to(model.device)
+    null_text = model.text_encoder.encode([negative_prompt] * len(prompts)).to(model.device)
+    noise = torch.stack([noise_from_seed(settings.seed, i, shape) for i in range(len(prompts))]).to(model.device)
+    condition = text_condition(text, noise, noise.new_full((len(prompts),), clip.fps))
     if isinstance(model.denoiser, Video2WorldDenoiser):
-        none = torch.zeros(len(prompts))
+        none = noise.new_zeros(len(prompts))
         condition = give_frames(condition, torch.zeros_like(noise), none.long(), none, torch.zeros_like(noise))
     denoise = guided(model.denoiser, condition, null_text, settings.guidance)
     x0 = sample(denoise, noise, schedule(model.config.diffusion, settings.num_steps), settings.solver, progress)

@@ -9,7 +9,7 @@ from cosmos_ref.checkpoint import find_checkpoint, load_strict, read_checkpoint
 from cosmos_ref.conditioning.text import TextEncoder, build_text_encoder
 from cosmos_ref.config import Config
 from cosmos_ref.model.denoiser import Denoiser
-from cosmos_ref.model.initialization import build_denoiser, build_uncertainty
+from cosmos_ref.model.initialization import build_denoiser, build_uncertainty, find_device
 from cosmos_ref.model.uncertainty import Uncertainty
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 
@@ -24,6 +24,11 @@ class WorldModel:
     tokenizer: HaarPCATokenizer
     text_encoder: TextEncoder
 
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser runs; text, noise and given frames are brought there."""
+        return next(self.denoiser.parameters()).device
+
 
 def load_world_model(path: Path, t5_folder: Path | None = None, device: torch.device | str = "cpu") -> WorldModel:
     """The model of a checkpoint, or of the newest checkpoint of a training run.
@@ -34,8 +39,9 @@ def load_world_model(path: Path, t5_folder: Path | None = None, device: torch.de
         device: where it runs.
 
     Raises:
-        UserError: if there is no checkpoint, or it is damaged, or the text encoder's folder is missing.
+        UserError: if there is no checkpoint, or it is damaged, or the device or the text encoder's folder is missing.
     """
+    device = find_device(device)
     checkpoint = read_checkpoint(find_checkpoint(path), names=("ema", "uncertainty", "tokenizer"))
     config = checkpoint.config
     modules = build_denoiser(config), build_uncertainty(config), HaarPCATokenizer(config.tokenizer)

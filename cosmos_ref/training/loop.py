@@ -30,7 +30,7 @@ from cosmos_ref.conditioning.text import build_text_encoder
 from cosmos_ref.config import Config
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import Denoiser
-from cosmos_ref.model.initialization import build_denoiser, build_uncertainty, new_model
+from cosmos_ref.model.initialization import build_denoiser, build_uncertainty, find_device, new_model
 from cosmos_ref.model.uncertainty import Uncertainty
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from cosmos_ref.training.checks import check_config
@@ -97,15 +97,14 @@ def train(
         t5_folder: the text encoder, if the preset uses T5.
 
     Raises:
-        UserError: the configuration cannot be trained, a caption is too long, `out` cannot be written, it holds
-            checkpoints and `resume` is off, or `resume` is on and they come from another configuration or other data.
+        UserError: the configuration cannot be trained, the device is not there, a caption is too long, `out` cannot be
+            written, it holds checkpoints and `resume` is off, or `resume` is on and they come from another
+            configuration or other data.
         TrainingDiverged: the loss or its gradient is not finite.
         KeyboardInterrupt: after Ctrl-C, when the step is finished and its checkpoint written.
     """
     check_config(config)
-    out, device = Path(out), torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device} is not there: torch finds no GPU; use cpu")
+    out, device = Path(out), find_device(device)
     text_encoder = build_text_encoder(config.text, t5_folder)
     if source.captions:
         text_encoder.encode(source.captions)

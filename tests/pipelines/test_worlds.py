@@ -1,3 +1,4 @@
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -168,6 +169,22 @@ def test_a_text2world_model_makes_worlds_from_text():
     x0 = text2world(micro(False), ["a red ball", None], CLIP, SETTINGS).x0
     assert x0.isfinite().all()
     assert (x0[0] - x0[1]).abs().max() > 1e-2
+
+
+# --- devices
+
+
+@pytest.mark.parametrize("given", [0, 3])
+def test_everything_is_brought_to_the_device_of_the_model(given):
+    """On the meta device nothing is computed, but tensors of another device are refused as on a GPU."""
+    model = deepcopy(micro())
+    for module in (model.denoiser, model.uncertainty, model.tokenizer):
+        module.to("meta")
+    if given:
+        video = from_frames(moving_waves(0, frames=given), None, model=model).video
+    else:
+        video = text2world(model, ["a red ball"], CLIP, SETTINGS).video
+    assert video.device.type == "meta" and video.shape == (1, 3, 5, 16, 16)
 
 
 # --- checkpoints
