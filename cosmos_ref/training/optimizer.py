@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cosmos_ref.config import TrainConfig
 from cosmos_ref.equations.schedules import cooling_down, warmup
+from cosmos_ref.errors import UserError
 
 WARMUP_START = 1e-6
 """Factor of the learning rate in the very first update."""
@@ -47,8 +48,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn
 def load_optimizer(
     optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give the optimizer its moments back: undoes `optimizer_tensors`."""
+    """Give the optimizer its moments back: undoes `optimizer_tensors` of an optimizer that has made an update.
+
+    Raises:
+        UserError: moments are missing, unexpected or of another shape: AdamW would start them again in silence.
+    """
     names = _named(modules)
+    expected = {f"step.{name}": torch.Size([]) for name in names}
+    expected |= {f"{key}.{name}": p.shape for name, p in names.items() for key in ("exp_avg", "exp_avg_sq")}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if wrong := sorted(name for name, _ in expected.items() ^ found.items()):
+        listed = "\n  ".join(wrong)
+        raise UserError(f"the moments of the optimizer do not fit; use a checkpoint of this training:\n  {listed}")
     for full_name, tensor in tensors.items():
         key, name = full_name.split(".", 1)
         parameter = names[name]

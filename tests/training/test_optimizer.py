@@ -8,9 +8,10 @@ from torch import nn
 
 from cosmos_ref.config import PRESETS
 from cosmos_ref.equations.schedules import ema_gamma
+from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import new_model
 from cosmos_ref.training.ema import PowerEMA
-from cosmos_ref.training.optimizer import build_optimizer, learning_rate
+from cosmos_ref.training.optimizer import build_optimizer, learning_rate, load_optimizer, optimizer_tensors
 from tests.strategies import normal
 
 MICRO = PRESETS["micro"]
@@ -64,6 +65,28 @@ def test_every_parameter_is_trained_once():
     optimizer = build_optimizer(denoiser, uncertainty, MICRO.train)
     trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for p in [*denoiser.parameters(), *uncertainty.parameters()])
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "of another shape"])
+def test_moments_that_do_not_fit_are_refused(damage):
+    denoiser, uncertainty = new_model(MICRO, torch.Generator().manual_seed(0))
+    modules = {"denoiser": denoiser, "uncertainty": uncertainty}
+    optimizer = build_optimizer(denoiser, uncertainty, MICRO.train)
+    for parameter in [*denoiser.parameters(), *uncertainty.parameters()]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = optimizer_tensors(optimizer, modules)
+    load_optimizer(optimizer, modules, moments)
+    name = "exp_avg_sq.uncertainty.linear.weight"
+    if damage == "missing":
+        del moments[name]
+    elif damage == "unexpected":
+        name = "exp_avg.denoiser.no_such.weight"
+        moments[name] = torch.zeros(1)
+    else:
+        moments[name] = moments[name][:, 1:]
+    with pytest.raises(UserError, match=name):
+        load_optimizer(optimizer, modules, moments)
 
 
 @pytest.mark.parametrize("updates", [1, 2, 30])
