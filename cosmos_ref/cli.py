@@ -186,7 +186,12 @@ def sample(
     else:
         trained_for = 1 + (len(config.train.given_latents) - 2) * config.tokenizer.temporal_factor
         source = read_clip(
-            frames, frames=given or trained_for, from_end=True, height=clip.height, width=clip.width, resize=resize
+            frames,
+            frames=trained_for if given is None else given,
+            from_end=True,
+            height=clip.height,
+            width=clip.width,
+            resize=resize,
         )
         if fps is None:
             clip = replace(clip, fps=source.fps)

@@ -1,5 +1,6 @@
 """Every number of a model and its training, as frozen dataclasses; the command line is made from them."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,6 +137,8 @@ class SampleConfig:
     def __post_init__(self):
         if self.num_steps < 2:
             raise UserError(f"num_steps {self.num_steps} is too few: a sampler takes at least 2")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance {self.guidance} is not a number to guide with: give 0 for none, Cosmos has 7")
         if not 0 < self.augment_sigma < 1000:
             raise UserError(
                 f"augment_sigma {self.augment_sigma:g} is not a noise level: give one above 0, Cosmos has 0.001"
@@ -158,19 +161,50 @@ class Config:
     sample: SampleConfig = SampleConfig()
 
     def __post_init__(self):
-        model = self.model
+        model, diffusion, tokenizer, text = self.model, self.diffusion, self.tokenizer, self.text
+        above_zero = {
+            "model.depth": model.depth,
+            "model.num_heads": model.num_heads,
+            "model.adaln_lora_dim": model.adaln_lora_dim,
+            "model.mlp_ratio": model.mlp_ratio,
+            "model.patch_size": min(model.patch_size),
+            "model.rope_ratios": min(model.rope_ratios),
+            "model.max_tokens": min(model.max_tokens),
+            "diffusion.sigma_data": diffusion.sigma_data,
+            "diffusion.sigma_min": diffusion.sigma_min,
+            "diffusion.rho": diffusion.rho,
+            "diffusion.uncertainty_channels": diffusion.uncertainty_channels,
+            "tokenizer.channels": tokenizer.channels,
+            "text.length": text.length,
+            "text.width": text.width,
+        }
+        for name, value in above_zero.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"{name} is {value}; it must be above 0")
+        if not diffusion.sigma_min < diffusion.sigma_max < math.inf:
+            raise UserError(
+                f"diffusion.sigma_max {diffusion.sigma_max:g} must be above sigma_min {diffusion.sigma_min:g}"
+            )
+        if text.width % 2:
+            raise UserError(f"text.width {text.width} must be even: half of it are sines, half cosines")
+        if min(tokenizer.levels) < 0:
+            raise UserError(f"tokenizer.levels {tokenizer.levels}: an axis cannot have fewer than 0")
+        if tokenizer.channels > (bands := 3 * 2 ** sum(tokenizer.levels)):
+            raise UserError(
+                f"tokenizer.channels {tokenizer.channels} is too many: levels {tokenizer.levels} make {bands} bands"
+            )
         if model.width % model.num_heads or model.head_dim < 16 or model.head_dim % 2:
             raise UserError(
                 f"width {model.width} with {model.num_heads} heads does not work: "
                 "each head needs the same even number of channels, at least 16"
             )
-        if self.tokenizer.levels[1] != self.tokenizer.levels[2]:
-            raise UserError(f"tokenizer.levels {self.tokenizer.levels}: height and width must have as many")
-        if model.text_width != self.text.width:
-            raise UserError(f"model.text_width {model.text_width} and text.width {self.text.width} must be the same")
-        if model.channels != self.tokenizer.channels:
+        if tokenizer.levels[1] != tokenizer.levels[2]:
+            raise UserError(f"tokenizer.levels {tokenizer.levels}: height and width must have as many")
+        if model.text_width != text.width:
+            raise UserError(f"model.text_width {model.text_width} and text.width {text.width} must be the same")
+        if model.channels != tokenizer.channels:
             raise UserError(
-                f"model.channels {model.channels} and tokenizer.channels {self.tokenizer.channels} must be the same"
+                f"model.channels {model.channels} and tokenizer.channels {tokenizer.channels} must be the same"
             )
 
 

@@ -149,6 +149,10 @@ def test_an_option_that_does_not_parse_is_named(capsys, arguments, says):
         (["--frames", "{text}"], "text.mp4"),
         (["--frames", "{truncated}"], "truncated.mp4"),
         (["--frames", "{video}"], "--resize"),
+        (["--prompt", "a", "--guidance", "nan"], "guidance nan"),
+        (["--prompt", "a", "--device", "warp"], "'warp'"),
+        (["--prompt", "a", "--device", "cuda:99"], "cuda:99"),
+        (["--frames", "{video}", "--resize", "--given", "0"], "0 frames"),
         (["--frames", "{video}", "--resize", "--given", "2"], "1 or 3"),
         (["--frames", "{video}", "--resize", "--given", "11"], "9"),
         (["--frames", "{video}", "--resize", "--given", "5"], "5"),
@@ -220,3 +224,27 @@ def test_videos_of_another_size_are_refused_with_the_way_out(video, tmp_path, ca
 def test_numbers_that_contradict_each_other_are_refused(tmp_path, capsys):
     message = refused(capsys, "train", "--preset", "micro", "--out", tmp_path / "run", "--text.width", "24")
     assert "24" in message and "16" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--model.num-heads 0", "model.num_heads is 0"),
+        ("--model.depth 0", "model.depth is 0"),
+        ("--model.patch-size 0 2 2", "model.patch_size is 0"),
+        ("--model.rope-ratios -1 1 1", "model.rope_ratios is -1"),
+        ("--text.width 15 --model.text-width 15", "text.width 15"),
+        ("--tokenizer.levels -1 2 2", "tokenizer.levels (-1, 2, 2)"),
+        ("--tokenizer.levels 0 0 0", "3 bands"),
+        ("--diffusion.sigma-data 0", "diffusion.sigma_data is 0"),
+        ("--diffusion.sigma-max 0.001", "diffusion.sigma_max 0.001"),
+        ("--train.learning-rate inf", "train.learning_rate is inf"),
+        ("--train.betas 0.9 1", "train.betas is (0.9, 1.0)"),
+        ("--train.eps -1", "train.eps is -1"),
+        ("--train.weight-decay -1", "train.weight_decay is -1"),
+        ("--device warp", "'warp'"),
+    ],
+)
+def test_a_number_that_nothing_can_be_built_from_is_refused_before_training(tmp_path, capsys, options, says):
+    assert says in refused(capsys, "train", "--preset", "micro", "--out", tmp_path / "run", *options.split())
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,7 @@
 """What a training needs of its configuration, checked before any work starts."""
 
+import math
+
 from cosmos_ref.config import Config, latent_shape
 from cosmos_ref.errors import UserError
 from cosmos_ref.training.data import MAX_SEED
@@ -15,7 +17,10 @@ def check_config(config: Config) -> None:
     rules = [
         (train.num_steps >= 1, f"train.num_steps is {train.num_steps}; it must be at least 1"),
         (train.batch_size >= 1, f"train.batch_size is {train.batch_size}; it must be at least 1"),
-        (train.learning_rate > 0, f"train.learning_rate is {train.learning_rate}; it must be above 0"),
+        (0 < train.learning_rate < math.inf, f"train.learning_rate is {train.learning_rate}; it must be above 0"),
+        (0 <= train.weight_decay < math.inf, f"train.weight_decay is {train.weight_decay}; it must not be negative"),
+        (all(0 <= beta < 1 for beta in train.betas), f"train.betas is {train.betas}; both must be from 0 to below 1"),
+        (train.eps >= 0, f"train.eps is {train.eps}; it must not be negative"),
         (train.max_grad_norm > 0, f"train.max_grad_norm is {train.max_grad_norm}; it must be above 0"),
         (train.warmup_steps >= 0, f"train.warmup_steps is {train.warmup_steps}; it must not be negative"),
         (train.cooling_steps >= 0, f"train.cooling_steps is {train.cooling_steps}; it must not be negative"),
