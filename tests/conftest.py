@@ -1,6 +1,7 @@
 """Checks that only the test runner switches on, and the record of which equation every test verified."""
 
 import json
+import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,7 +64,9 @@ class Recorder:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "equations": merged,
         }
-        REPORT.write_text(json.dumps(record, indent=1, sort_keys=True))
+        beside = REPORT.with_suffix(f".{os.getpid()}.partial")  # runs may overlap, and readers come at any time
+        beside.write_text(json.dumps(record, indent=1, sort_keys=True))
+        os.replace(beside, REPORT)
 
 
 def pytest_configure(config):
