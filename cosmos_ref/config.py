@@ -91,8 +91,8 @@ class ClipConfig:
     fps: float = 24.0
 
     def __post_init__(self):
-        if not 0 < self.fps <= 1000:
-            raise UserError(f"fps {self.fps:g} is not a frame rate: give one between 0 and 1000, Cosmos takes 12 to 40")
+        if not 0.01 <= self.fps <= 1000:
+            raise UserError(f"fps {self.fps:g} is not a frame rate: give one from 0.01 to 1000, Cosmos takes 12 to 40")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class SampleConfig:
     def __post_init__(self):
         if self.num_steps < 2:
             raise UserError(f"num_steps {self.num_steps} is too few: a sampler takes at least 2")
-        if not math.isfinite(self.guidance):
+        if not abs(self.guidance) <= 1000:  # also what is not a number
             raise UserError(f"guidance {self.guidance} is not a number to guide with: give 0 for none, Cosmos has 7")
         if not 0 < self.augment_sigma < 1000:
             raise UserError(

@@ -109,6 +109,11 @@ def test_tokenize_writes_latents_and_both_videos_side_by_side(video, tmp_path, c
     assert "PSNR" in capsys.readouterr().out
 
 
+def test_a_video_that_cannot_be_tokenized_leaves_no_folder(video, tmp_path, capsys):
+    assert "--resize" in refused(capsys, "tokenize", video, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_preset_is_told_which_there_are(capsys, tmp_path):
     assert "micro, tiny" in refused(capsys, "train", "--preset", "nano", "--out", tmp_path / "run")
 
@@ -150,7 +155,10 @@ def test_an_option_that_does_not_parse_is_named(capsys, arguments, says):
         (["--frames", "{truncated}"], "truncated.mp4"),
         (["--frames", "{video}"], "--resize"),
         (["--prompt", "a", "--guidance", "nan"], "guidance nan"),
+        (["--prompt", "a", "--guidance", "1e38"], "guidance 1e+38"),
+        (["--prompt", "a", "--fps", "0.0001"], "fps 0.0001"),
         (["--prompt", "a", "--device", "warp"], "'warp'"),
+        (["--prompt", "a", "--t5", "t5_folder"], "without T5"),
         (["--prompt", "a", "--device", "cuda:99"], "cuda:99"),
         (["--frames", "{video}", "--resize", "--given", "0"], "0 frames"),
         (["--frames", "{video}", "--resize", "--given", "2"], "1 or 3"),

@@ -58,11 +58,11 @@ def tokenize_file(file: Path, out: Path, weights: Path | None, resize: bool, cli
     config, tokenizer = load_tokenizer(weights) if weights else (preset("tiny"), None)
     size = replace(config.clip, **clip)
     latent_shape(config, size)
+    source = read_clip(file, frames=size.frames, height=size.height, width=size.width, resize=resize)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {out}: {error.strerror}") from None
-    source = read_clip(file, frames=size.frames, height=size.height, width=size.width, resize=resize)
     video = source.video[None]
     latents, reconstruction, quality = reconstruct(tokenizer or HaarPCATokenizer.fit(config.tokenizer, video), video)
     write_video(out / "reconstruction.mp4", torch.cat([video, reconstruction], dim=-1)[0], source.fps)

@@ -43,6 +43,9 @@ from cosmos_ref.training.step import training_loss
 TOKENIZER_CLIPS = range(2**39, 2**39 + 256)
 """Numbers of the clips the tokenizer is fitted on; no training sample comes so far."""
 
+GROUPS = ("model", "ema", "uncertainty", "tokenizer", "optimizer")
+"""Groups of tensors that a run is resumed from."""
+
 MAY_DIFFER = ("train.checkpoint_every", "train.keep_checkpoints", "sample.")
 """Fields that may change on resuming: they do not touch the weights."""
 
@@ -115,7 +118,7 @@ def train(
 
     with _deterministic(device), _interruptible() as interrupted:
         if checkpoints:
-            run = resume_run(read_checkpoint(checkpoints[-1]), config, source, device)
+            run = resume_run(read_checkpoint(checkpoints[-1], GROUPS), config, source, device)
         else:
             if resume:
                 _say(f"{out} holds no checkpoint yet: starting from the beginning")

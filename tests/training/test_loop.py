@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict, read_checkpoint
+from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict, read_checkpoint, save_checkpoint
 from cosmos_ref.config import PRESETS
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
@@ -187,6 +187,14 @@ def test_a_damaged_checkpoint_is_not_resumed(undisturbed, tmp_path):
     path = find_checkpoint(tmp_path) / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"optimizer\.safetensors.*truncated"):
+        train(CONFIG, tmp_path, undisturbed_source(), resume=True, progress=False)
+
+
+def test_a_checkpoint_without_moments_is_not_resumed(undisturbed, tmp_path):
+    whole = read_checkpoint(find_checkpoint(undisturbed))
+    tensors = {name: group for name, group in whole.tensors.items() if name != "optimizer"}
+    save_checkpoint(tmp_path / "checkpoints" / "step_0000004", whole.config, tensors, whole.state)
+    with pytest.raises(UserError, match=r"optimizer\.safetensors is missing"):
         train(CONFIG, tmp_path, undisturbed_source(), resume=True, progress=False)
 
 
