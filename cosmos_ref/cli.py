@@ -104,7 +104,8 @@ class Train:
             source = WorldSource(config.clip, kind=config.train.world, seed=config.train.seed)
         else:
             source = FolderSource(self.data, config.clip, resize=self.resize, seed=config.train.seed)
-        train(config, self.out, source, resume=self.resume, device=self.device, t5_folder=self.t5)
+        checkpoint = train(config, self.out, source, resume=self.resume, device=self.device, t5_folder=self.t5)
+        Console().print(f"{checkpoint}: generate from it by `cosmos-ref sample --weights {self.out}`", soft_wrap=True)
 
 
 SECTIONS = [field.name for field in fields(Config) if field.name != "name"]

@@ -139,9 +139,11 @@ def build_text_encoder(text: TextConfig, t5_folder: str | Path | None = None) ->
     """Build the encoder that a preset names.
 
     Raises:
-        UserError: the name is unknown, or T5's folder is missing, unusable or of another width than the preset's.
+        UserError: the name is unknown, or T5's folder is missing, not wanted, unusable or of another width.
     """
     if text.encoder == "words":
+        if t5_folder is not None:
+            raise UserError(f"this model reads its prompts without T5: leave the T5 folder {t5_folder} out")
         return WordsEncoder(text.length, text.width)
     if text.encoder != "t5":
         raise UserError(f"unknown text encoder {text.encoder!r}; accepted: words, t5")

@@ -244,6 +244,10 @@ def _run(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out.suffix.lower() != ".mp4":
         raise BundleError(f"cannot write {out}: the suffix must be .mp4")
+    if out.is_dir():
+        raise BundleError(f"cannot write {out}: it is a folder; give a file name")
+    if arguments.threads < 0:
+        raise BundleError(f"--threads {arguments.threads} is not accepted: give a number, 0 is one per core")
     if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise BundleError(f"cannot write {out}: {out.absolute().parent} is not a writable folder")
     for name in ("num_frames", "height", "width", "given_frames"):
