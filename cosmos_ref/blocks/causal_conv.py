@@ -1,0 +1,124 @@
+"""Convolutions of the tokenizer, which never look ahead in time, and the halving and doubling made of them."""
+
+import torch.nn.functional as nnf
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cosmos_ref.equations.causal import causal_pad
+
+
+class CausalConv3d(nn.Conv3d):
+    """Convolution with the first frame repeated in front, nothing behind, and zeros around every frame."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int, int],
+        stride: tuple[int, int, int] = (1, 1, 1),
+    ):
+        time, height, width = kernel_size
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding=(0, height // 2, width // 2))
+        self.frames_before = time - 1
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C2 T2 H2 W2"]:
+        """Convolve x; frame t of the result has seen frames up to stride * t."""
+        return super().forward(causal_pad(x, self.frames_before) if self.frames_before else x)
+
+
+class PointwiseConv3d(CausalConv3d):
+    """A linear map of the channels of every pixel."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, (1, 1, 1))
+
+
+class FactorizedConv3d(nn.Module):
+    """A 3x3x3 neighbourhood in two steps: within the frame, then along time."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.space = CausalConv3d(in_channels, out_channels, (1, 3, 3))
+        self.time = CausalConv3d(out_channels, out_channels, (3, 1, 1))
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C2 T H W"]:
+        """Convolve x."""
+        return self.time(self.space(x))
+
+
+class HalveSpace(nn.Module):
+    """Half the height and width: what a strided convolution finds, added to the mean of each 2x2 pixels."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv3d(width, width, (1, 3, 3), stride=(1, 2, 2))
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H2 W2"]:
+        """Halve x, whose height and width are even."""
+        below_and_right = (0, 1, 0, 1)
+        return self.conv(nnf.pad(x, below_and_right)) + nnf.avg_pool3d(x, (1, 2, 2))
+
+
+class HalveTime(nn.Module):
+    """From T frames to (T + 1) / 2: the first stands alone, each later one is made of two and what came before."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = CausalConv3d(width, width, (3, 1, 1), stride=(2, 1, 1))
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T2 H W"]:
+        """Halve x, whose number of frames is odd."""
+        return self.conv(x) + nnf.avg_pool3d(causal_pad(x, 1), (2, 1, 1))
+
+
+class DoubleTime(nn.Module):
+    """From T frames to 2 T - 1: every frame but the first twice, corrected by a convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = CausalConv3d(width, width, (3, 1, 1))
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T2 H W"]:
+        """Double x."""
+        x = repeat(x, "B C T H W -> B C (T t) H W", t=2)[:, :, 1:]
+        return x + self.conv(x)
+
+
+class DoubleSpace(nn.Module):
+    """Twice the height and width: every pixel becomes 2x2, corrected by a convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = CausalConv3d(width, width, (1, 3, 3))
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H2 W2"]:
+        """Double x."""
+        x = repeat(x, "B C T H W -> B C T (H h) (W w)", h=2, w=2)
+        return x + self.conv(x)
+
+
+def downsample(width: int, stride: tuple[int, int]) -> nn.Sequential:
+    """Halve space, then time, then mix the channels; `stride` (time, space) says which, (1, 1) does nothing."""
+    time, space = stride
+    steps = nn.Sequential()
+    if space == 2:
+        steps.add_module("space", HalveSpace(width))
+    if time == 2:
+        steps.add_module("time", HalveTime(width))
+    if len(steps):
+        steps.add_module("mix", PointwiseConv3d(width, width))
+    return steps
+
+
+def upsample(width: int, stride: tuple[int, int]) -> nn.Sequential:
+    """Double time, then space, then mix the channels; `stride` (time, space) says which, (1, 1) does nothing."""
+    time, space = stride
+    steps = nn.Sequential()
+    if time == 2:
+        steps.add_module("time", DoubleTime(width))
+    if space == 2:
+        steps.add_module("space", DoubleSpace(width))
+    if len(steps):
+        steps.add_module("mix", PointwiseConv3d(width, width))
+    return steps
