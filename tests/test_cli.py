@@ -159,7 +159,6 @@ def test_an_option_that_does_not_parse_is_named(capsys, arguments, says):
         (["--prompt", "a", "--fps", "0.0001"], "fps 0.0001"),
         (["--prompt", "a", "--device", "warp"], "'warp'"),
         (["--prompt", "a", "--t5", "t5_folder"], "without T5"),
-        (["--prompt", "a", "--t5", "t5_folder"], "without T5"),
         (["--prompt", "a", "--device", "cuda:99"], "cuda:99"),
         (["--frames", "{video}", "--resize", "--given", "0"], "0 frames"),
         (["--frames", "{video}", "--resize", "--given", "2"], "1 or 3"),

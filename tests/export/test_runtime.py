@@ -225,7 +225,7 @@ def test_the_command_line_writes_a_clip_from_a_prompt_and_one_from_frames(export
     assert runtime.main([str(exported.path), "--prompt", "a red marble", "--num-frames", "9", "--out", str(first)]) == 0
     assert "step 4/4" in capsys.readouterr().err
     assert read_last_frames(first, 9).shape == (3, 9, 16, 16)
-    more = ["--frames", str(first), "--given-frames", "3", "--height", "8", "--width", "24", "--resize"]
+    more = ["--frames", str(first), "--given", "3", "--height", "8", "--width", "24", "--resize"]
     assert runtime.main([str(exported.path), *more, "--out", str(second)]) == 0
     assert read_last_frames(second, 5).shape == (3, 5, 8, 24)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["first.mp4", "second.mp4"]
@@ -234,12 +234,13 @@ def test_the_command_line_writes_a_clip_from_a_prompt_and_one_from_frames(export
 BAD_ARGUMENTS = {
     "suffix": ["--out", "clip.avi"],
     "folder": ["--out", "nowhere/clip.mp4"],
+    "is a folder": ["--out", "folder.mp4"],
     "frames": ["--out", "clip.mp4", "--frames", "no.mp4"],
     "no video": ["--out", "clip.mp4", "--frames", "text.mp4"],
-    "short video": ["--out", "clip.mp4", "--frames", "two.mp4", "--given-frames", "3"],
+    "short video": ["--out", "clip.mp4", "--frames", "two.mp4", "--given", "3"],
     "size": ["--out", "clip.mp4", "--frames", "two.mp4"],
     "size asked": ["--out", "clip.mp4", "--frames", "two.mp4", "--height", "8"],
-    "given frames": ["--out", "clip.mp4", "--frames", "two.mp4", "--given-frames", "2"],
+    "given frames": ["--out", "clip.mp4", "--frames", "two.mp4", "--given", "2"],
     "steps": ["--out", "clip.mp4", "--num-steps", "1"],
     "guidance": ["--out", "clip.mp4", "--guidance", "nan"],
     "seed": ["--out", "clip.mp4", "--seed", "-1"],
@@ -251,6 +252,7 @@ BAD_ARGUMENTS = {
     "embeddings' rank": ["--out", "clip.mp4", "--text-embeddings", "flat.npy"],
     "both texts": ["--out", "clip.mp4", "--prompt", "a", "--text-embeddings", "flat.npy"],
     "provider": ["--out", "clip.mp4", "--provider", "NoSuchExecutionProvider"],
+    "threads": ["--out", "clip.mp4", "--threads", "-2"],
 }
 
 
@@ -258,12 +260,13 @@ BAD_ARGUMENTS = {
 def test_a_bad_argument_is_one_line_and_exit_code_2(exported, tmp_path, capsys, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "folder.mp4").mkdir()
     write_mp4(tmp_path / "two.mp4", np.zeros((3, 2, 20, 20), np.float32), 24)
     np.save(tmp_path / "flat.npy", np.zeros(24, np.float32))
     assert runtime.main([str(exported.path), *arguments]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
     assert line.startswith("error: ")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["flat.npy", "text.mp4", "two.mp4"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["flat.npy", "folder.mp4", "text.mp4", "two.mp4"]
 
 
 def test_an_engine_that_fails_is_exit_code_1_and_leaves_no_clip(exported, tmp_path, capsys, monkeypatch):
