@@ -46,8 +46,8 @@ def convert(
 ) -> Path:
     """Write the weights of `source` into the new folder `out`, under the names of another layout.
 
-    Precision and values stay as they are; what the other layout has no place for is left out. Names and shapes are all checked before anything is written; the folder
-    appears whole or not at all. Memory holds one tensor at a time.
+    Precision and values stay as they are; what the other layout has no place for is left out. Names and shapes are all
+    checked before anything is written; the folder appears whole or not at all. Memory holds one tensor at a time.
 
     Args:
         source: a safetensors file, a folder of them, one of our checkpoints, or a `.pt` file without code.
