@@ -71,6 +71,8 @@ class Video2WorldDenoiser(nn.Module):
             given_latents: the given frames, noised by `augment_sigma`; anything finite elsewhere.
             augment_sigma: noise level of the given frames, which the network is not told.
         """
+        # Also in training, where NVIDIA's code keeps noisier frames than the sample: they tell it nothing new, and the
+        # loss does not look at them.
         active = conditioning.active_frames(frame_mask, sigma, augment_sigma)
         scaled = conditioning.augment_frames(x, given_latents, active, sigma, augment_sigma, self.sigma_data)
         indicator = frame_mask.expand(-1, -1, -1, x.shape[3], x.shape[4])  # stays 1 after the frames are released

@@ -18,7 +18,7 @@ import numpy as np
 
 from cosmos_export.bundle import Bundle, BundleError
 from cosmos_export.solvers import Denoise, Progress, integrate, karras_sigmas, noise_from_seed
-from cosmos_export.video import read_last_frames, write_mp4
+from cosmos_export.video import frame_rate, read_last_frames, write_mp4
 
 AUGMENT_STREAM = 2**32
 """Index from which the noise on given frames is drawn, away from the noise that starts the sampler."""
@@ -224,12 +224,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--negative-prompt", help="what to lead away from")
     add("--text-embeddings", type=Path, help=".npy file, length x width, instead of a prompt")
     add("--frames", type=Path, help="video to continue")
-    add("--given-frames", type=int, default=1, help="how many of its last frames are given, 1 + k * temporal factor")
+    add("--given", type=int, help="how many of its last frames to use, 1 + k * temporal factor; else as in training")
     add("--resize", action="store_true", help="scale the given frames to --height and --width")
     add("--num-frames", type=int, help="length of the clip, 1 + k * temporal factor")
     add("--height", type=int, help="in pixels")
     add("--width", type=int, help="in pixels")
-    add("--fps", type=float, help="frames a second")
+    add("--fps", type=float, help="frames a second; with given frames, theirs")
     add("--num-steps", type=int, help="steps of the solver")
     add("--solver", choices=("euler", "heun", "res_2ab"))
     add("--guidance", type=float, help="0 is none")
@@ -250,7 +250,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise BundleError(f"--threads {arguments.threads} is not accepted: give a number, 0 is one per core")
     if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise BundleError(f"cannot write {out}: {out.absolute().parent} is not a writable folder")
-    for name in ("num_frames", "height", "width", "given_frames"):
+    for name in ("num_frames", "height", "width", "given"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise BundleError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
@@ -268,9 +268,12 @@ def _run(arguments: argparse.Namespace) -> None:
         except (OSError, ValueError) as error:
             raise BundleError(f"{arguments.text_embeddings} cannot be read: {error}") from error
     if arguments.frames is not None:
-        bundle.latent_length(arguments.given_frames)
+        trained_for = 1 + (len(bundle.config["train"]["given_latents"]) - 2) * bundle.manifest["temporal_factor"]
+        count = arguments.given or trained_for
+        bundle.latent_length(count)
         size = (arguments.height or clip["height"], arguments.width or clip["width"])
-        given = read_last_frames(arguments.frames, arguments.given_frames, size if arguments.resize else None)[None]
+        given = read_last_frames(arguments.frames, count, size if arguments.resize else None)[None]
+        settings["fps"] = arguments.fps or frame_rate(arguments.frames)
         wanted = (arguments.height or given.shape[3], arguments.width or given.shape[4])
         if given.shape[3:] != wanted:
             raise BundleError(f"the given frames are {given.shape[3]} x {given.shape[4]}, not {wanted}: add --resize")
@@ -289,7 +292,7 @@ def _run(arguments: argparse.Namespace) -> None:
         **settings,
     )
     sampled = time.perf_counter()
-    write_mp4(out, result.video[0], arguments.fps or clip["fps"])
+    write_mp4(out, result.video[0], settings["fps"] or clip["fps"])
     print(f"{out}: loaded in {loaded - start:.1f} s, sampled in {sampled - loaded:.1f} s")
 
 

@@ -39,6 +39,15 @@ def read_last_frames(path: str | Path, count: int, size: tuple[int, int] | None 
     return np.stack(pictures).transpose(3, 0, 1, 2).astype(np.float32) / 127.5 - 1
 
 
+def frame_rate(path: str | Path) -> float:
+    """Frames a second of a video file that `read_last_frames` could read."""
+    import av
+
+    with av.open(str(Path(path).absolute()), options=VIDEO_OPTIONS) as container:
+        stream = container.streams.video[0]
+        return float(stream.average_rate or stream.guessed_rate or 24)
+
+
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scale a picture `H W 3` of bytes until it just covers the size, bicubic and antialiased, and crop it centrally.
 

@@ -14,7 +14,7 @@ from cosmos_export.bundle import Bundle, BundleError, words_embedding
 from cosmos_export.compare import SAMPLING_LIMIT, compare, compare_sampling, torch_call
 from cosmos_export.runtime import sample
 from cosmos_export.to_onnx import export_bundle
-from cosmos_export.video import read_last_frames, write_mp4
+from cosmos_export.video import frame_rate, read_last_frames, write_mp4
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -229,6 +229,16 @@ def test_the_command_line_writes_a_clip_from_a_prompt_and_one_from_frames(export
     assert runtime.main([str(exported.path), *more, "--out", str(second)]) == 0
     assert read_last_frames(second, 5).shape == (3, 5, 8, 24)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["first.mp4", "second.mp4"]
+
+
+def test_given_frames_lend_their_number_and_rate_as_in_the_pytorch_command(exported, tmp_path, capsys):
+    given, out = tmp_path / "given.mp4", tmp_path / "out.mp4"
+    write_mp4(given, np.zeros((3, 5, 16, 16), np.float32), fps=30)
+    assert runtime.main([str(exported.path), "--frames", str(given), "--out", str(out)]) == 0
+    assert frame_rate(out) == 30
+    write_mp4(given, np.zeros((3, 2, 16, 16), np.float32), fps=30)  # the model was trained for three
+    assert runtime.main([str(exported.path), "--frames", str(given), "--out", str(out)]) == 2
+    assert "3 are needed" in capsys.readouterr().err
 
 
 BAD_ARGUMENTS = {
