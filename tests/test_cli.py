@@ -229,6 +229,11 @@ def test_videos_of_another_size_are_refused_with_the_way_out(video, tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
+def test_a_number_that_is_refused_is_not_dressed_up_by_the_parser(tmp_path, capsys):
+    message = refused(capsys, "train", "--preset", "micro", "--out", tmp_path / "run", "--clip.fps", "0")
+    assert message.startswith("cosmos-ref: fps 0")
+
+
 def test_numbers_that_contradict_each_other_are_refused(tmp_path, capsys):
     message = refused(capsys, "train", "--preset", "micro", "--out", tmp_path / "run", "--text.width", "24")
     assert "24" in message and "16" in message
