@@ -23,6 +23,7 @@ from cosmos_ref.conditioning.text import WordsEncoder
 from cosmos_ref.config import preset
 from cosmos_ref.equations.noise import karras_sigmas
 from cosmos_ref.equations.solvers import euler_step, heun_step, res_2ab_step
+from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import scale_latents, unscale_latents
 from cosmos_ref.model.initialization import new_model
 from cosmos_ref.pipelines import sample as pipeline
@@ -79,7 +80,7 @@ def test_the_noise_is_the_pipelines_noise():
 def test_the_words_are_the_text_encoders_words(prompts):
     try:
         expected = WordsEncoder(6, 8).encode(prompts).numpy()
-    except ValueError:
+    except UserError:
         with pytest.raises(BundleError):
             words_embedding(prompts, 6, 8)
         return
