@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from cosmos_ref.config import Config
 from cosmos_ref.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 REMEDY = "copy the checkpoint again, or delete its folder and use an earlier one"
 
@@ -186,6 +187,9 @@ def _parse(kind: Any, value: Any, at: str) -> Any:
             raise UserError(f"{at} has missing fields {missing} and unknown fields {unknown}: use the version it is of")
         return kind(**{name: _parse(hint, value[name], f"{at}.{name}") for name, hint in hints.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType and isinstance(value, dict):  # told apart by their fields
+        matching = [k for k in arguments if {field.name for field in dataclasses.fields(k)} == value.keys()]
+        return _parse(matching[0] if matching else arguments[0], value, at)
     if origin is tuple and isinstance(value, list):
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(kinds) == len(value):

@@ -76,7 +76,7 @@ class Train:
     """Folder of the run: checkpoints, log, loss curve."""
     model: ModelConfig
     diffusion: DiffusionConfig
-    tokenizer: TokenizerConfig
+    tokenizer: tyro.conf.AvoidSubcommands[TokenizerConfig]
     text: TextConfig
     clip: ClipConfig
     train: TrainConfig

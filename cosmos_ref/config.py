@@ -27,6 +27,10 @@ class ModelConfig:
     """NTK extrapolation ratios of the (t, h, w) axes."""
     max_tokens: tuple[int, int, int] = (128, 120, 120)
     """Rows of the learned position tables (t, h, w): the largest grid of tokens."""
+    qk_norm_eps: float = 1e-6
+    """Epsilon in the norm of queries and keys."""
+    angles: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the rotary angles: NVIDIA's inference rounds them to bfloat16."""
 
     @property
     def head_dim(self) -> int:
@@ -55,11 +59,21 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class HaarPCAConfig:
     """The training-free tokenizer: Haar levels per axis, then that many principal components."""
 
     levels: tuple[int, int, int] = (1, 2, 2)
     channels: int = 16
+
+    def __post_init__(self):
+        if min(self.levels) < 0:
+            raise UserError(f"tokenizer.levels {self.levels}: an axis cannot have fewer than 0")
+        if self.levels[1] != self.levels[2]:
+            raise UserError(f"tokenizer.levels {self.levels}: height and width must have as many")
+        if not 1 <= self.channels <= (bands := 3 * 2 ** sum(self.levels)):
+            raise UserError(
+                f"tokenizer.channels {self.channels} does not work: levels {self.levels} make {bands} bands to keep"
+            )
 
     @property
     def temporal_factor(self) -> int:
@@ -70,6 +84,47 @@ class TokenizerConfig:
     def spatial_factor(self) -> int:
         """Pixels per latent pixel, along height and width."""
         return 2 ** self.levels[1]
+
+
+@dataclass(frozen=True)
+class ConvTokenizerConfig:
+    """The Cosmos tokenizer; as CV8x8x8: wavelets take a factor of 4 in time and space, one stride 2 more."""
+
+    patch_levels: int = 2
+    """Levels of the wavelet transform, along all three axes."""
+    strides: tuple[tuple[int, int], ...] = ((2, 2), (1, 1))
+    """(time, space) between the encoder's three levels; the decoder has them in reverse."""
+    encoder_widths: tuple[int, ...] = (128, 256, 512, 512)
+    decoder_widths: tuple[int, ...] = (512, 512, 512, 256)
+    num_blocks: int = 2
+    """Residual blocks at each level of the encoder; the decoder has one more."""
+    channels: int = 16
+    """Channels between encoder and decoder: of the latents, if there is no quantizer."""
+    latent_frames: int = 16
+    """Latent frames that have statistics of their own; a longer clip goes on with the last."""
+    fsq_levels: tuple[int, ...] = ()
+    """Levels of the finite scalar quantizer, one number a code dimension; none is a continuous tokenizer."""
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame, after the first."""
+        return 2**self.patch_levels * math.prod(time for time, _ in self.strides)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent pixel, along height and width."""
+        return 2**self.patch_levels * math.prod(space for _, space in self.strides)
+
+
+TokenizerConfig = HaarPCAConfig | ConvTokenizerConfig
+
+TOKENIZERS: dict[str, ConvTokenizerConfig] = {
+    "CV4x8x8": ConvTokenizerConfig(patch_levels=1, strides=((2, 2), (1, 2))),
+    "CV8x8x8": ConvTokenizerConfig(),
+    "DV4x8x8": ConvTokenizerConfig(patch_levels=1, strides=((2, 2), (1, 2)), fsq_levels=(8, 8, 8, 5, 5, 5)),
+    "DV8x16x16": ConvTokenizerConfig(strides=((2, 2), (1, 2)), fsq_levels=(8, 8, 8, 5, 5, 5)),
+}
+"""NVIDIA's tokenizers by their released names: C continuous, D discrete; V video; time x height x width."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +188,16 @@ class SampleConfig:
     augment_sigma: float = 0.001
     """Noise on given frames."""
     seed: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the denoiser's weights and matrix products."""
+    last_sigma: Literal["zero", "sigma_min"] = "zero"
+    """Where the last step ends; at `sigma_min` it does nothing, and that much noise is left."""
+    initial_noise: Literal["sigma_max", "total"] = "sigma_max"
+    """Standard deviation of the first sample: sigma_max, or sqrt(sigma_max^2 + 1), of noise and unit data."""
+    given_noise: Literal["fixed", "fresh"] = "fixed"
+    """Noise on given frames: drawn once, or anew in each step."""
+    state: Literal["fp32", "bf16"] = "fp32"
+    """Precision that the sample is rounded to after each step."""
 
     def __post_init__(self):
         if self.num_steps < 2:
@@ -154,7 +219,7 @@ class Config:
     name: str
     model: ModelConfig
     diffusion: DiffusionConfig = DiffusionConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer: TokenizerConfig = HaarPCAConfig()
     text: TextConfig = TextConfig()
     clip: ClipConfig = ClipConfig()
     train: TrainConfig = TrainConfig()
@@ -170,11 +235,11 @@ class Config:
             "model.patch_size": min(model.patch_size),
             "model.rope_ratios": min(model.rope_ratios),
             "model.max_tokens": min(model.max_tokens),
+            "model.qk_norm_eps": model.qk_norm_eps,
             "diffusion.sigma_data": diffusion.sigma_data,
             "diffusion.sigma_min": diffusion.sigma_min,
             "diffusion.rho": diffusion.rho,
             "diffusion.uncertainty_channels": diffusion.uncertainty_channels,
-            "tokenizer.channels": tokenizer.channels,
             "text.length": text.length,
             "text.width": text.width,
         }
@@ -187,25 +252,49 @@ class Config:
             )
         if text.width % 2:
             raise UserError(f"text.width {text.width} must be even: half of it are sines, half cosines")
-        if min(tokenizer.levels) < 0:
-            raise UserError(f"tokenizer.levels {tokenizer.levels}: an axis cannot have fewer than 0")
-        if tokenizer.channels > (bands := 3 * 2 ** sum(tokenizer.levels)):
-            raise UserError(
-                f"tokenizer.channels {tokenizer.channels} is too many: levels {tokenizer.levels} make {bands} bands"
-            )
         if model.width % model.num_heads or model.head_dim < 16 or model.head_dim % 2:
             raise UserError(
                 f"width {model.width} with {model.num_heads} heads does not work: "
                 "each head needs the same even number of channels, at least 16"
             )
-        if tokenizer.levels[1] != tokenizer.levels[2]:
-            raise UserError(f"tokenizer.levels {tokenizer.levels}: height and width must have as many")
         if model.text_width != text.width:
             raise UserError(f"model.text_width {model.text_width} and text.width {text.width} must be the same")
         if model.channels != tokenizer.channels:
             raise UserError(
                 f"model.channels {model.channels} and tokenizer.channels {tokenizer.channels} must be the same"
             )
+
+
+def _cosmos(name: str, video2world: bool) -> Config:
+    """NVIDIA's release of January 2025: 7B or 14B, Text2World or Video2World."""
+    large = name == "14b"
+    return Config(
+        name=f"{name}-video2world" if video2world else name,
+        model=ModelConfig(
+            width=5120 if large else 4096,
+            depth=36 if large else 28,
+            num_heads=40 if large else 32,
+            text_width=1024,
+            adaln_lora_dim=256,
+            video2world=video2world,
+            rope_ratios=(2.0, 2.0, 2.0) if large else (2.0, 1.0, 1.0),
+        ),
+        tokenizer=TOKENIZERS["CV8x8x8"],
+        text=TextConfig(encoder="t5", length=512, width=1024),
+        clip=ClipConfig(frames=121, height=704, width=1280, fps=24.0),
+        train=TrainConfig(
+            num_steps=2000,
+            batch_size=1,
+            learning_rate=2**-14.3,
+            warmup_steps=2500,
+            cooling_steps=0,
+            weight_decay=0.1,
+            ema_std=0.1,
+            given_latents=(1 / 3, 1 / 3, 1 / 3),
+            precision="bf16",
+        ),
+        sample=SampleConfig(num_steps=35, guidance=7.0, precision="bf16"),
+    )
 
 
 PRESETS: dict[str, Config] = {
@@ -236,6 +325,7 @@ PRESETS: dict[str, Config] = {
         ),
         sample=SampleConfig(guidance=1.0),
     ),
+    **{config.name: config for config in (_cosmos(name, frames) for name in ("7b", "14b") for frames in (False, True))},
 }
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from cosmos_ref import checkpoint
 from cosmos_ref.checkpoint import (
+    FORMAT,
     config_from_json,
     find_checkpoint,
     list_checkpoints,
@@ -109,7 +110,7 @@ def test_a_damaged_manifest_is_refused(saved, text):
 
 def test_another_format_is_refused(saved):
     path = saved / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
     with pytest.raises(UserError, match="use the version that wrote it"):
         read_checkpoint(saved)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cosmos_ref.config import ConvTokenizerConfig
 from cosmos_ref.errors import UserError
-from cosmos_ref.tokenizer.continuous import ContinuousTokenizer, ConvTokenizerConfig
+from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 
 # ours, diffusers: patterns replaced one after the other in a whole name
 RULES = [

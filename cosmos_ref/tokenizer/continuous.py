@@ -1,48 +1,15 @@
 """The continuous Cosmos tokenizer: a causal convolutional autoencoder between video and latents."""
 
-from dataclasses import dataclass
-from math import prod
-
 import torch
 from torch import Tensor, nn
 
 from cosmos_ref.blocks.causal_conv import PointwiseConv3d
+from cosmos_ref.config import ConvTokenizerConfig
 from cosmos_ref.equations.causal import latent_length
 from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Latents, Video
 from cosmos_ref.tokenizer.decoder import Decoder
 from cosmos_ref.tokenizer.encoder import Encoder
-
-
-@dataclass(frozen=True)
-class ConvTokenizerConfig:
-    """The numbers of CV8x8x8: wavelets take a factor of 4 in time and space, one stride the last 2."""
-
-    patch_levels: int = 2
-    """Levels of the wavelet transform, along all three axes."""
-    strides: tuple[tuple[int, int], ...] = ((2, 2), (1, 1))
-    """(time, space) between the encoder's three levels; the decoder has them in reverse."""
-    encoder_widths: tuple[int, ...] = (128, 256, 512, 512)
-    decoder_widths: tuple[int, ...] = (512, 512, 512, 256)
-    num_blocks: int = 2
-    """Residual blocks at each level of the encoder; the decoder has one more."""
-    channels: int = 16
-    latent_frames: int = 16
-    """Latent frames that have statistics of their own; a longer clip goes on with the last."""
-
-    @property
-    def temporal_factor(self) -> int:
-        """Frames per latent frame, after the first."""
-        return 2**self.patch_levels * prod(time for time, _ in self.strides)
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent pixel, along height and width."""
-        return 2**self.patch_levels * prod(space for _, space in self.strides)
-
-
-CV8X8X8 = ConvTokenizerConfig()
-CV4X8X8 = ConvTokenizerConfig(patch_levels=1, strides=((2, 2), (1, 2)))
 
 
 class ContinuousTokenizer(nn.Module):

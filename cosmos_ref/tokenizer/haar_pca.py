@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from cosmos_ref.config import TokenizerConfig
+from cosmos_ref.config import HaarPCAConfig
 from cosmos_ref.equations.causal import causal_pad, latent_length
 from cosmos_ref.equations.wavelets import haar_3d, inverse_haar_3d
 from cosmos_ref.equations.whitening import principal_axes, unwhiten, whiten
@@ -25,7 +25,7 @@ class HaarPCATokenizer(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: TokenizerConfig):
+    def __init__(self, config: HaarPCAConfig):
         super().__init__()
         self.levels = config.levels
         self.temporal_factor = config.temporal_factor
@@ -38,7 +38,7 @@ class HaarPCATokenizer(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def fit(cls, config: TokenizerConfig, video: Video) -> "HaarPCATokenizer":
+    def fit(cls, config: HaarPCAConfig, video: Video) -> "HaarPCATokenizer":
         """The tokenizer whose latents of `video` are standardised and lose least in the mean square."""
         tokenizer = cls(config).to(video)
         cells = tokenizer._wavelets(video)

@@ -2,7 +2,7 @@
 
 import math
 
-from cosmos_ref.config import Config, latent_shape
+from cosmos_ref.config import Config, HaarPCAConfig, latent_shape
 from cosmos_ref.errors import UserError
 from cosmos_ref.training.data import MAX_SEED
 
@@ -13,6 +13,11 @@ def check_config(config: Config) -> None:
     Raises:
         UserError: they do not; all that is wrong is listed.
     """
+    if not isinstance(config.tokenizer, HaarPCAConfig):
+        raise UserError(
+            f"preset {config.name!r} cannot be trained yet: its tokenizer has weights of its own, and training fits "
+            "one; give a preset whose tokenizer is fitted (micro, tiny)"
+        )
     train, (_, latent_frames, _, _) = config.train, latent_shape(config, config.clip)
     rules = [
         (train.num_steps >= 1, f"train.num_steps is {train.num_steps}; it must be at least 1"),

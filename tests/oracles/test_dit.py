@@ -11,7 +11,7 @@ from hypothesis import currently_in_test_context, given, settings, target
 from hypothesis import strategies as st
 
 from cosmos_ref.blocks.attention import NORM_EPS
-from cosmos_ref.config import PRESETS, ModelConfig, TextConfig, TokenizerConfig
+from cosmos_ref.config import PRESETS, HaarPCAConfig, ModelConfig, TextConfig
 from cosmos_ref.interop.names import diffusers_config, from_ours, to_ours
 from cosmos_ref.model.dit import CosmosDiT, grid_positions, token_grid
 from tests.blocks.filled import filled
@@ -26,7 +26,7 @@ def preset_of(model):
         PRESETS["micro"],
         model=model,
         text=TextConfig(width=model.text_width),
-        tokenizer=TokenizerConfig(channels=model.channels),
+        tokenizer=HaarPCAConfig(channels=model.channels),
     )
 
 

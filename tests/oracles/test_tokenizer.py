@@ -3,14 +3,15 @@
 import pytest
 import torch
 
+from cosmos_ref.config import TOKENIZERS
 from cosmos_ref.interop.tokenizer_names import tokenizer_from_diffusers, tokenizer_names, tokenizer_to_diffusers
-from cosmos_ref.tokenizer.continuous import CV4X8X8, CV8X8X8, ContinuousTokenizer
+from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from tests.strategies import normal
 from tests.tokenizer.small import SMALL, drawn_tokenizer, drawn_video
 
 pytestmark = pytest.mark.oracle
 
-FULL = {"CV8x8x8": CV8X8X8, "CV4x8x8": CV4X8X8}
+FULL = {"CV8x8x8": TOKENIZERS["CV8x8x8"], "CV4x8x8": TOKENIZERS["CV4x8x8"]}
 # Relative to the largest value. Both add up the same products in another order, through some forty layers.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 

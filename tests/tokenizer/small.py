@@ -5,13 +5,14 @@ import dataclasses
 import torch
 from torch import nn
 
-from cosmos_ref.tokenizer.continuous import CV4X8X8, CV8X8X8, ContinuousTokenizer, ConvTokenizerConfig
+from cosmos_ref.config import TOKENIZERS, ConvTokenizerConfig
+from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from tests.strategies import normal
 
 _FEW = dict(encoder_widths=(6, 8, 10, 12), decoder_widths=(14, 10, 8, 6), channels=5, latent_frames=3)
 SMALL = {
-    "CV8x8x8": dataclasses.replace(CV8X8X8, **_FEW),
-    "CV4x8x8": dataclasses.replace(CV4X8X8, **_FEW, num_blocks=1),
+    "CV8x8x8": dataclasses.replace(TOKENIZERS["CV8x8x8"], **_FEW),
+    "CV4x8x8": dataclasses.replace(TOKENIZERS["CV4x8x8"], **_FEW, num_blocks=1),
 }
 
 

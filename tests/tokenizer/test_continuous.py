@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmos_ref.config import TOKENIZERS
 from cosmos_ref.errors import UserError
-from cosmos_ref.tokenizer.continuous import CV4X8X8, CV8X8X8, ContinuousTokenizer
+from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from tests.strategies import normal, seeds
 from tests.tokenizer.small import SMALL, drawn_tokenizer, drawn_video
 
@@ -24,7 +25,7 @@ def parameters(module):
 
 def test_the_full_tokenizers_have_the_published_numbers_of_parameters():
     with torch.device("meta"):
-        cv8, cv4 = ContinuousTokenizer(CV8X8X8), ContinuousTokenizer(CV4X8X8)
+        cv8, cv4 = ContinuousTokenizer(TOKENIZERS["CV8x8x8"]), ContinuousTokenizer(TOKENIZERS["CV4x8x8"])
     parts = [cv8.encoder, cv8.decoder, cv8.quant_conv, cv8.post_quant_conv, cv8]
     assert [parameters(part) for part in parts] == [42_914_592, 62_738_560, 272, 272, 105_653_696]
     assert (cv8.temporal_factor, cv8.spatial_factor) == (8, 8)

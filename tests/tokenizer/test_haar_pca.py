@@ -5,15 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmos_ref.config import TokenizerConfig
+from cosmos_ref.config import HaarPCAConfig
 from cosmos_ref.equations.causal import causal_pad
 from cosmos_ref.equations.wavelets import haar_3d
 from cosmos_ref.errors import UserError
 from cosmos_ref.tokenizer.haar_pca import MIN_STD, HaarPCATokenizer
 from tests.strategies import normal, seeds
 
-CONFIG = TokenizerConfig()  # two frames and 4x4 pixels to a cell of 96 bands, of which 16 are kept
-ALL = TokenizerConfig(levels=(1, 1, 1), channels=24)
+CONFIG = HaarPCAConfig()  # two frames and 4x4 pixels to a cell of 96 bands, of which 16 are kept
+ALL = HaarPCAConfig(levels=(1, 1, 1), channels=24)
 EXACT = dict(rtol=0, atol=1e-9)  # float64 rounding, divided by deviations of 1e-3 and more
 
 
@@ -98,7 +98,7 @@ def test_a_colour_that_never_changes_is_not_lost(seed):
     """Its variance is zero, its energy is not: axes of the covariance alone would drop it."""
     video = 0.05 * waves(seed, clips=4)
     video += 0.8 * torch.tanh(normal(seed + 5, 3, 1, 1, 1))
-    config = TokenizerConfig(channels=3)
+    config = HaarPCAConfig(channels=3)
     tokenizer = HaarPCATokenizer.fit(config, video)
     restored = tokenizer.decode(tokenizer.encode(video))
     # what is lost is some of the waves, of which nothing exceeds 0.05
