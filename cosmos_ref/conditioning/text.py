@@ -33,6 +33,10 @@ class TextEncoder(Protocol):
         """
         ...
 
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        """The encoder, where it should run; what it gives is on the CPU all the same."""
+        ...
+
 
 class WordsEncoder:
     r"""A frozen encoder without weights: a fixed random vector for the word, plus its place in the prompt.
@@ -71,6 +75,10 @@ class WordsEncoder:
                 row[: len(words)] = np.concatenate([np.sin(place), np.cos(place)], axis=1)
                 row[: len(words)] += [word_vector(word, self.width) for word in words]
         return torch.from_numpy(rows)
+
+    def to(self, device: torch.device | str) -> "WordsEncoder":
+        """Itself: it has no weights to move."""
+        return self
 
 
 class T5Encoder:
@@ -125,6 +133,11 @@ class T5Encoder:
             hidden = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
             rows[given] = hidden.float().masked_fill(batch.attention_mask[..., None] == 0, 0).cpu()
         return rows
+
+    def to(self, device: torch.device | str) -> "T5Encoder":
+        """Move the weights."""
+        self.model.to(device)
+        return self
 
     def _tokens(self, prompt: str) -> list[int]:
         if not prompt.strip():
