@@ -1,11 +1,51 @@
 """Convolutions of the tokenizer, which never look ahead in time, and the halving and doubling made of them."""
 
+import torch
 import torch.nn.functional as nnf
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cosmos_ref.equations.causal import causal_pad
+
+
+class Past(dict[nn.Module, Tensor]):
+    """What layers keep of the chunks before, so that a clip passed in chunks gives what the whole clip gives.
+
+    Empty before the first frame. Every causal layer reads what it kept and replaces it. Convolutions keep their last
+    frames, temporal attention all keys and values: that part grows with the clip.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.latent_frames = 0
+        """Latent frames passed so far; the tokenizer counts them."""
+
+
+def with_frames_before(
+    x: Float[Tensor, "B C T H W"], layer: nn.Module, past: Past | None, at_start: int, later: int
+) -> Float[Tensor, "B C T2 H W"]:
+    """Frames x with `at_start` copies of the first in front, or in a later chunk with the last `later` frames before x.
+
+    Without a past, x is the whole clip.
+    """
+    if past is None or layer not in past:
+        x = causal_pad(x, at_start)
+    elif later:
+        x = torch.cat([past[layer], x], dim=2)
+    if past is not None:
+        past[layer] = x[:, :, x.shape[2] - later :].clone()  # a view would keep the whole chunk in memory
+    return x
+
+
+def without_start(
+    x: Float[Tensor, "B C T H W"], layer: nn.Module, past: Past | None, count: int
+) -> Float[Tensor, "B C T2 H W"]:
+    """Frames x without the first `count` of the clip: a later chunk loses none."""
+    at_start = past is None or layer not in past
+    if past is not None:
+        past[layer] = x.new_empty(0)
+    return x[:, :, count:] if at_start else x
 
 
 class CausalConv3d(nn.Conv3d):
@@ -20,11 +60,14 @@ class CausalConv3d(nn.Conv3d):
     ):
         time, height, width = kernel_size
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=(0, height // 2, width // 2))
-        self.frames_before = time - 1
+        self.frames_at_start = time - 1
+        self.frames_later = time - stride[0]
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C2 T2 H2 W2"]:
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C2 T2 H2 W2"]:
         """Convolve x; frame t of the result has seen frames up to stride * t."""
-        return super().forward(causal_pad(x, self.frames_before) if self.frames_before else x)
+        if self.frames_at_start:
+            x = with_frames_before(x, self, past, self.frames_at_start, self.frames_later)
+        return super().forward(x)
 
 
 class PointwiseConv3d(CausalConv3d):
@@ -32,6 +75,16 @@ class PointwiseConv3d(CausalConv3d):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, (1, 1, 1))
+
+
+class CausalSequential(nn.Sequential):
+    """Layers one after the other, all with the same past."""
+
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C2 T2 H2 W2"]:
+        """Pass x through every layer."""
+        for layer in self:
+            x = layer(x, past)
+        return x
 
 
 class FactorizedConv3d(nn.Module):
@@ -42,9 +95,9 @@ class FactorizedConv3d(nn.Module):
         self.space = CausalConv3d(in_channels, out_channels, (1, 3, 3))
         self.time = CausalConv3d(out_channels, out_channels, (3, 1, 1))
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C2 T H W"]:
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C2 T H W"]:
         """Convolve x."""
-        return self.time(self.space(x))
+        return self.time(self.space(x), past)
 
 
 class HalveSpace(nn.Module):
@@ -54,7 +107,7 @@ class HalveSpace(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(width, width, (1, 3, 3), stride=(1, 2, 2))
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H2 W2"]:
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C T H2 W2"]:
         """Halve x, whose height and width are even."""
         below_and_right = (0, 1, 0, 1)
         return self.conv(nnf.pad(x, below_and_right)) + nnf.avg_pool3d(x, (1, 2, 2))
@@ -67,9 +120,10 @@ class HalveTime(nn.Module):
         super().__init__()
         self.conv = CausalConv3d(width, width, (3, 1, 1), stride=(2, 1, 1))
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T2 H W"]:
-        """Halve x, whose number of frames is odd."""
-        return self.conv(x) + nnf.avg_pool3d(causal_pad(x, 1), (2, 1, 1))
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C T2 H W"]:
+        """Halve x, whose number of frames is odd; a later chunk's is even."""
+        pairs = with_frames_before(x, self, past, at_start=1, later=0)
+        return self.conv(x, past) + nnf.avg_pool3d(pairs, (2, 1, 1))
 
 
 class DoubleTime(nn.Module):
@@ -79,10 +133,10 @@ class DoubleTime(nn.Module):
         super().__init__()
         self.conv = CausalConv3d(width, width, (3, 1, 1))
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T2 H W"]:
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C T2 H W"]:
         """Double x."""
-        x = repeat(x, "B C T H W -> B C (T t) H W", t=2)[:, :, 1:]
-        return x + self.conv(x)
+        x = without_start(repeat(x, "B C T H W -> B C (T t) H W", t=2), self, past, 1)
+        return x + self.conv(x, past)
 
 
 class DoubleSpace(nn.Module):
@@ -92,16 +146,16 @@ class DoubleSpace(nn.Module):
         super().__init__()
         self.conv = CausalConv3d(width, width, (1, 3, 3))
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H2 W2"]:
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C T H2 W2"]:
         """Double x."""
         x = repeat(x, "B C T H W -> B C T (H h) (W w)", h=2, w=2)
         return x + self.conv(x)
 
 
-def downsample(width: int, stride: tuple[int, int]) -> nn.Sequential:
+def downsample(width: int, stride: tuple[int, int]) -> CausalSequential:
     """Halve space, then time, then mix the channels; `stride` (time, space) says which, (1, 1) does nothing."""
     time, space = stride
-    steps = nn.Sequential()
+    steps = CausalSequential()
     if space == 2:
         steps.add_module("space", HalveSpace(width))
     if time == 2:
@@ -111,10 +165,10 @@ def downsample(width: int, stride: tuple[int, int]) -> nn.Sequential:
     return steps
 
 
-def upsample(width: int, stride: tuple[int, int]) -> nn.Sequential:
+def upsample(width: int, stride: tuple[int, int]) -> CausalSequential:
     """Double time, then space, then mix the channels; `stride` (time, space) says which, (1, 1) does nothing."""
     time, space = stride
-    steps = nn.Sequential()
+    steps = CausalSequential()
     if time == 2:
         steps.add_module("time", DoubleTime(width))
     if space == 2:

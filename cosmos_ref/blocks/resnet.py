@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cosmos_ref.blocks.causal_conv import FactorizedConv3d, PointwiseConv3d
+from cosmos_ref.blocks.causal_conv import CausalSequential, FactorizedConv3d, Past, PointwiseConv3d
 
 
 class FrameNorm(nn.GroupNorm):
@@ -32,22 +32,22 @@ class ResnetBlock(nn.Module):
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else PointwiseConv3d(in_channels, out_channels)
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C2 T H W"]:
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C2 T H W"]:
         """Features after this block."""
-        y = self.conv1(nnf.silu(self.norm1(x)))
-        y = self.conv2(nnf.silu(self.norm2(y)))
+        y = self.conv1(nnf.silu(self.norm1(x)), past)
+        y = self.conv2(nnf.silu(self.norm2(y)), past)
         return self.shortcut(x) + y
 
 
 class ResnetLevel(nn.Module):
     """Residual blocks at one resolution, then the step to the next."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, resample: nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, resample: CausalSequential):
         super().__init__()
         widths = [in_channels] + [out_channels] * (num_blocks - 1)
-        self.resnets = nn.Sequential(*(ResnetBlock(width, out_channels) for width in widths))
+        self.resnets = CausalSequential(*(ResnetBlock(width, out_channels) for width in widths))
         self.resample = resample
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C2 T2 H2 W2"]:
+    def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C2 T2 H2 W2"]:
         """Features at the next resolution."""
-        return self.resample(self.resnets(x))
+        return self.resample(self.resnets(x, past), past)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cosmos_ref.blocks.causal_conv import PointwiseConv3d
+from cosmos_ref.blocks.causal_conv import Past, PointwiseConv3d
 from cosmos_ref.config import ConvTokenizerConfig
 from cosmos_ref.equations.causal import latent_length
 from cosmos_ref.errors import UserError
@@ -34,32 +34,46 @@ class ContinuousTokenizer(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, config.latent_frames))
         self.register_buffer("std", torch.ones(channels, config.latent_frames))
 
-    def encode(self, video: Video) -> Latents:
-        """Standardised latents of a video in [-1, 1].
+    def encode(self, video: Video, past: Past | None = None) -> Latents:
+        """Standardised latents of a video in [-1, 1]; with a past, of the next chunk of one.
+
+        The first chunk is as long as a clip may be, later ones are k * temporal_factor frames.
 
         Raises:
             UserError: if the clip's length is not 1 + k * temporal_factor or its sides do not divide.
         """
-        latent_length(video.shape[2], self.temporal_factor)
-        for name, size in zip(("height", "width"), video.shape[3:], strict=True):
-            if size < 1 or size % self.spatial_factor:
-                raise UserError(f"{name} {size} does not fit: it must be a multiple of {self.spatial_factor}")
-        latents = self.quant_conv(self.encoder(video))
-        mean, std = self._statistics(latents)
+        _check_video(video, past, self.temporal_factor, self.spatial_factor)
+        latents = self.quant_conv(self.encoder(video, past))
+        mean, std = self._statistics(latents, past)
         return (latents - mean) / std
 
-    def decode(self, latents: Latents) -> Video:
-        """Video in [-1, 1] from standardised latents.
+    def decode(self, latents: Latents, past: Past | None = None) -> Video:
+        """Video in [-1, 1] from standardised latents; with a past, from the next chunk of them.
 
         Raises:
             UserError: if the latents have another number of channels.
         """
         if latents.shape[1] != self.channels:
             raise UserError(f"latents of {latents.shape[1]} channels do not fit: this tokenizer has {self.channels}")
-        mean, std = self._statistics(latents)
-        return self.decoder(self.post_quant_conv(latents * std + mean)).clamp(-1, 1)
+        mean, std = self._statistics(latents, past)
+        return self.decoder(self.post_quant_conv(latents * std + mean), past).clamp(-1, 1)
 
-    def _statistics(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation per channel and latent frame, `C t 1 1`."""
-        frame = torch.arange(latents.shape[2], device=self.mean.device).clamp(max=self.mean.shape[1] - 1)
+    def _statistics(self, latents: Latents, past: Past | None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel and latent frame, `C t 1 1`; a past counts the frames as passed."""
+        start, frames = 0 if past is None else past.latent_frames, latents.shape[2]
+        frame = torch.arange(start, start + frames, device=self.mean.device).clamp(max=self.mean.shape[1] - 1)
+        if past is not None:
+            past.latent_frames += frames
         return self.mean[:, frame, None, None].to(latents), self.std[:, frame, None, None].to(latents)
+
+
+def _check_video(video: Video, past: Past | None, temporal_factor: int, spatial_factor: int) -> None:
+    """Refuse a clip, or a later chunk of one, that does not fit the grid of latents."""
+    frames = video.shape[2]
+    if past is None or not past.latent_frames:
+        latent_length(frames, temporal_factor)
+    elif frames < 1 or frames % temporal_factor:
+        raise UserError(f"a later chunk of {frames} frames does not fit: it must be a multiple of {temporal_factor}")
+    for name, size in zip(("height", "width"), video.shape[3:], strict=True):
+        if size < 1 or size % spatial_factor:
+            raise UserError(f"{name} {size} does not fit: it must be a multiple of {spatial_factor}")

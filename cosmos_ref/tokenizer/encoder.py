@@ -6,9 +6,8 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from cosmos_ref.blocks.causal_attention import MidBlock
-from cosmos_ref.blocks.causal_conv import FactorizedConv3d, downsample
+from cosmos_ref.blocks.causal_conv import CausalSequential, FactorizedConv3d, Past, downsample, with_frames_before
 from cosmos_ref.blocks.resnet import FrameNorm, ResnetLevel
-from cosmos_ref.equations.causal import causal_pad
 from cosmos_ref.equations.wavelets import haar_3d
 from cosmos_ref.shapes import Latents, Video
 
@@ -27,7 +26,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch_levels = patch_levels
         self.conv_in = FactorizedConv3d(3 * 8**patch_levels, widths[0])
-        self.levels = nn.Sequential(
+        self.levels = CausalSequential(
             *(
                 ResnetLevel(before, after, num_blocks, downsample(after, stride))
                 for (before, after), stride in zip(pairwise(widths), (*strides, (1, 1)), strict=True)
@@ -37,11 +36,11 @@ class Encoder(nn.Module):
         self.norm_out = FrameNorm(widths[-1])
         self.conv_out = FactorizedConv3d(widths[-1], channels)
 
-    def forward(self, video: Video) -> Latents:
-        """Latents of a video, as the network gives them."""
-        levels = (self.patch_levels, self.patch_levels, self.patch_levels)
-        x = haar_3d(causal_pad(video, 2**self.patch_levels - 1), levels)
-        x = self.conv_in(x)
-        x = self.levels(x)
-        x = self.mid(x)
-        return self.conv_out(nnf.silu(self.norm_out(x)))
+    def forward(self, video: Video, past: Past | None = None) -> Latents:
+        """Latents of a video, as the network gives them; with a past, of its next chunk."""
+        x = with_frames_before(video, self, past, at_start=2**self.patch_levels - 1, later=0)
+        x = haar_3d(x, (self.patch_levels, self.patch_levels, self.patch_levels))
+        x = self.conv_in(x, past)
+        x = self.levels(x, past)
+        x = self.mid(x, past)
+        return self.conv_out(nnf.silu(self.norm_out(x)), past)

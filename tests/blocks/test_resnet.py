@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from cosmos_ref.blocks.causal_conv import downsample
 from cosmos_ref.blocks.resnet import FrameNorm, ResnetBlock, ResnetLevel
 from tests.strategies import normal, seeds
 from tests.tokenizer.small import drawn_weights
@@ -57,10 +58,10 @@ def test_what_a_block_adds_does_not_depend_on_how_large_its_input_is(seed, scale
 
 @pytest.mark.parametrize("num_blocks", [1, 3])
 def test_a_level_widens_in_its_first_block_then_resamples(num_blocks):
-    level = drawn_weights(ResnetLevel(4, 6, num_blocks, nn.AvgPool3d(2)))
-    x = normal(0, 1, 4, 2, 4, 4)
+    level = drawn_weights(ResnetLevel(4, 6, num_blocks, downsample(6, (2, 2))))
+    x = normal(0, 1, 4, 3, 4, 4)
     y = x
     for block in level.resnets:
         y = block(y)
     assert [block.conv1.space.in_channels for block in level.resnets] == [4, 6, 6][:num_blocks]
-    assert torch.equal(level(x), nnf.avg_pool3d(y, 2))
+    assert torch.equal(level(x), level.resample(y))
