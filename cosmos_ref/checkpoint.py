@@ -58,18 +58,23 @@ def save_checkpoint(
     partial.mkdir()
     for name, group in tensors.items():
         save_file({key: t.detach().cpu().contiguous() for key, t in group.items()}, partial / f"{name}.safetensors")
-    _write_json(partial / "config.json", dataclasses.asdict(config))
-    _write_json(partial / "state.json", dict(state))
-    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
-    _write_json(partial / MANIFEST, {"format": FORMAT, "files": files})
-    for path in [*partial.iterdir(), partial]:
-        _flush(path)
+    seal_checkpoint(partial, config, state)
     if folder.exists():
         os.rename(folder, replaced)
     os.rename(partial, folder)
     _flush(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return folder
+
+
+def seal_checkpoint(folder: Path, config: Config, state: Mapping[str, Any]) -> None:
+    """Make a checkpoint of a folder of safetensors: add configuration, state and manifest, and flush it to the disk."""
+    _write_json(folder / "config.json", dataclasses.asdict(config))
+    _write_json(folder / "state.json", dict(state))
+    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+    _write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+    for path in [*folder.iterdir(), folder]:
+        _flush(path)
 
 
 def list_checkpoints(run: str | Path) -> list[Path]:

@@ -1,230 +1,259 @@
-"""Checkpoints from one layout to another, one tensor in memory at a time."""
+"""Weights from one layout to another, one tensor in memory at a time."""
 
-import io
 import json
 import os
-import pickle
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from cosmos_ref.checkpoint import MANIFEST
-from cosmos_ref.config import Config
+from cosmos_ref.checkpoint import MANIFEST, find_checkpoint, read_checkpoint, seal_checkpoint
+from cosmos_ref.config import PRESETS, TOKENIZERS, Config, ConvTokenizerConfig
 from cosmos_ref.errors import UserError
-from cosmos_ref.interop.names import Layout, diffusers_config, from_ours, group_of, to_ours
+from cosmos_ref.interop.names import Layout, diffusers_config, from_ours, group_of, recognise_preset
+from cosmos_ref.interop.parts import (
+    ACCEPTED,
+    STATISTICS,
+    Parts,
+    find_parts,
+    network_sources,
+    read_network,
+    read_tokenizer,
+    tokenizer_sources,
+)
+from cosmos_ref.interop.sources import DTYPES, Source, read_finite
+from cosmos_ref.interop.tokenizer_names import (
+    recognise_tokenizer,
+    recognise_tokenizer_layout,
+    tokenizer_names,
+    vae_config,
+)
 
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-REMEDY = "give a .safetensors file, a folder of them (with its index if there are several), or a .pt file of weights"
 
+@dataclass(frozen=True)
+class Converted:
+    """What was written, and what of the source has no place there."""
 
-class Source(NamedTuple):
-    """A tensor that was not read yet."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], Tensor]
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-        return torch.Size(self.shape).numel() * int(self.dtype.lstrip("BF")) // 8
+    folder: Path
+    config: Config
+    layout_from: str
+    written: list[str]
+    """Of `network`, `tokenizer`."""
+    left_out: list[str]
+    """Groups of tensors: `model`, `ema`, `uncertainty`, `tokenizer`."""
 
 
 def convert(
     source: Path,
     out: Path,
-    layout_from: Layout,
     layout_to: Layout,
-    config: Config,
-    weights: Literal["model", "ema"] = "model",
+    config: Config | None = None,
+    *,
+    layout_from: Layout | None = None,
+    tokenizer: Path | None = None,
+    weights: Literal["model", "ema"] | None = None,
+    allow_torchscript: bool = False,
+    without_statistics: bool = False,
     max_shard_bytes: int = 5 * 10**9,
-) -> Path:
+) -> Converted:
     """Write the weights of `source` into the new folder `out`, under the names of another layout.
 
-    Precision and values stay as they are; what the other layout has no place for is left out. Names and shapes are all
-    checked before anything is written; the folder appears whole or not at all. Memory holds one tensor at a time.
+    - ours: a checkpoint, as training writes it, with what there is of model, ema, uncertainty and tokenizer;
+    - nvidia, nvidia-training: the network; a tokenizer goes into the folder `tokenizer`, as safetensors under NVIDIA's
+      names with `mean_std.pt` beside it;
+    - diffusers: a transformer folder, a vae folder, or, of both, a folder with `transformer` and `vae` in it.
+
+    Precision and values stay as they are. Names, shapes and types are all checked before anything is written; the
+    folder appears whole or not at all. Memory holds one tensor at a time, except what TorchScript loads.
 
     Args:
-        source: a safetensors file, a folder of them, one of our checkpoints, or a `.pt` file without code.
+        source: a checkpoint of ours, a diffusers pipeline, transformer or vae, NVIDIA's folder, or a file of weights.
         out: a folder that does not exist yet.
-        layout_from: whose names the source has.
         layout_to: whose names the result has.
-        config: the model.
-        weights: which set goes into a layout that holds only one: those of the last step or their average.
-        max_shard_bytes: files are split at this size; a tensor is never split.
+        config: the model; None is what the checkpoint says, or the preset whose sizes the weights have.
+        layout_from: whose names the network has; None finds out.
+        tokenizer: folder or file of the tokenizer, if it is not in `source`.
+        weights: which set goes into a layout that holds only one: those of the last step or their average. None is
+            the average if there is one, as in sampling.
+        allow_torchscript: whether NVIDIA's `.jit` files may be loaded, which can run code.
+        without_statistics: whether a tokenizer may come without mean and standard deviation of its latents.
+        max_shard_bytes: files of other layouts are split at this size; a tensor is never split.
 
     Raises:
         UserError: the source cannot be read, needs code, does not fit the model or is not finite; or `out` exists.
     """
     source, out = Path(source), Path(out)
-    target = from_ours(layout_to, config)
     if out.exists():
         raise UserError(f"{out} exists: give a folder that does not, or delete it")
-    found = read_sources(source)
-    ours = to_ours({name: tensor.shape for name, tensor in found.items()}, layout_from, config)
-    if odd := [f"{name} ({found[name].dtype})" for name in ours if found[name].dtype not in DTYPES.values()]:
-        raise UserError(f"{source}: only {', '.join(DTYPES.values())} can be converted, not: {', '.join(odd)}")
-    tensors = {our_name: found[name] for name, our_name in ours.items()}
-    if layout_to in ("nvidia", "diffusers"):
-        if not any(group_of(name) == weights for name in tensors):
-            raise UserError(f"{source} holds no averaged weights (ema): take weights 'model'")
-        other = "model" if weights == "ema" else "ema"
-        tensors = {
-            name.replace("ema.", "model.", 1) if group_of(name) == "ema" else name: tensor
-            for name, tensor in tensors.items()
-            if group_of(name) != other
-        }
-    renamed = {target[name]: tensor for name, tensor in tensors.items() if name in target}
+    parts = find_parts(source, allow_torchscript)
+    if tokenizer is not None:
+        parts = parts._replace(tokenizer=find_parts(Path(tokenizer), allow_torchscript).tokenizer)
+        if parts.tokenizer is None:
+            raise UserError(f"{tokenizer} holds no tokenizer: {ACCEPTED}")
+    config = config or _config_of(parts, allow_torchscript)
+    from_ours(layout_to, config)  # there is such a layout
+    found_as, network = "", {}
+    if parts.network is not None:
+        found_as, network = read_network(parts.network, config, layout_from)
+    coder: dict[str, Source] = {}
+    left_out: list[str] = []
+    if parts.tokenizer is not None and layout_to != "ours" and not isinstance(config.tokenizer, ConvTokenizerConfig):
+        left_out.append("tokenizer")  # wavelets: nobody else has them
+    elif parts.tokenizer is not None:
+        coder_as, coder = read_tokenizer(parts.tokenizer, config.tokenizer, allow_torchscript, without_statistics)
+        found_as = found_as or coder_as
+    if layout_to in ("nvidia", "diffusers") and network:
+        network = _one_set(network, weights, source)
+    names = from_ours(layout_to, config)
+    left_out += sorted({group_of(name) for name in network if name not in names})
+    network = {name: tensor for name, tensor in network.items() if name in names}
+    if not network and not coder:
+        raise UserError(f"{source} holds nothing that has a place in the layout {layout_to!r}")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        stem = "diffusion_pytorch_model" if layout_to == "diffusers" else "model"
-        write_shards(partial, stem, renamed, max_shard_bytes)
-        if layout_to == "diffusers":
-            (partial / "config.json").write_text(json.dumps(diffusers_config(config), indent=2) + "\n")
+        if layout_to == "ours":
+            _write_ours(partial, network, coder, config, {"converted_from": found_as})
+        elif layout_to == "diffusers":
+            _write_diffusers(partial, network, coder, config, max_shard_bytes)
+        else:
+            write_shards(partial, "model", {names[name]: t for name, t in network.items()}, max_shard_bytes)
+            if coder:
+                _write_nvidia_tokenizer(partial / "tokenizer" if network else partial, coder, config)
         os.rename(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return out
-
-
-def read_sources(path: Path) -> dict[str, Source]:
-    """Every tensor of a checkpoint by name, none of them read yet; of ours, only those of the model.
-
-    Raises:
-        UserError: there is none, a file is damaged, or it holds more than tensors.
-    """
-    if path.is_dir() and (path / MANIFEST).is_file():
-        groups = [path / f"{group}.safetensors" for group in ("model", "ema", "uncertainty")]
-        return {
-            f"{file.stem}.{name}": tensor
-            for file in groups
-            if file.is_file()
-            for name, tensor in _read_safetensors(file).items()
-        }
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {REMEDY}")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    written = [name for name, tensors in (("network", network), ("tokenizer", coder)) if tensors]
+    return Converted(out, config, found_as, written, left_out)
 
 
 def write_shards(folder: Path, stem: str, tensors: dict[str, Source], max_shard_bytes: int) -> None:
-    """Write tensors as one safetensors file, or as several with an index, reading them one by one.
+    """Write tensors as one safetensors file, or as several with an index, reading them one by one; none is no file.
 
     Raises:
         UserError: a tensor is not finite.
     """
     shards: list[dict[str, Source]] = [{}]
+    held = 0
     for name, tensor in tensors.items():
-        held = sum(other.num_bytes for other in shards[-1].values())
         if shards[-1] and held + tensor.num_bytes > max_shard_bytes:
             shards.append({})
+            held = 0
         shards[-1][name] = tensor
+        held += tensor.num_bytes
     if len(shards) == 1:
-        _write_safetensors(folder / f"{stem}.safetensors", shards[0])
+        if tensors:
+            write_safetensors(folder / f"{stem}.safetensors", tensors)
         return
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
-        _write_safetensors(folder / file, shard)
+        write_safetensors(folder / file, shard)
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.num_bytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _write_safetensors(path: Path, tensors: dict[str, Source]) -> None:
-    """The format: length of the header (8 bytes), header in JSON, then the tensors as the header says."""
+def write_safetensors(path: Path, tensors: dict[str, Source]) -> None:
+    """The format: length of the header (8 bytes), header in JSON, then the tensors as the header says.
+
+    Raises:
+        UserError: a tensor is not finite.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
+    tensors = dict(sorted(tensors.items(), key=lambda item: -DTYPES[item[1].dtype].itemsize))  # so that all are aligned
     for name, tensor in tensors.items():
         start, end = end, end + tensor.num_bytes
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
+    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():
-            value = tensor.read().contiguous()
-            if not all(torch.isfinite(extreme) for extreme in torch.aminmax(value)):  # takes no memory, unlike isfinite
-                raise UserError(f"{name} is not finite: these weights are damaged, copy them again")
-            file.write(value.view(-1).view(torch.uint8).numpy().data)
+            file.write(read_finite(name, tensor).contiguous().view(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read_folder(folder: Path) -> dict[str, Source]:
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = sorted(folder.glob("*.safetensors"))
-    if len(indices) > 1 or (not indices and len(files) != 1):
-        raise UserError(f"{folder} holds {len(files)} safetensors files and {len(indices)} indices: {REMEDY}")
-    if not indices:
-        return _read_safetensors(files[0])
-    try:
-        weight_map = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({folder / Path(file).name for file in weight_map.values()})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{indices[0]} is damaged ({error!r}): copy it again") from error
-    tensors: dict[str, Source] = {}
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file} is missing, though {indices[0].name} names it: copy it again")
-        tensors |= _read_safetensors(file)
-    if tensors.keys() != weight_map.keys():
-        differing = ", ".join(sorted(tensors.keys() ^ weight_map.keys()))
-        raise UserError(f"{indices[0]} and the files beside it differ in: {differing}; copy them again")
-    return tensors
+def _config_of(parts: Parts, allow_torchscript: bool) -> Config:
+    """What our checkpoint says, or the preset, or NVIDIA's tokenizer, that has the sizes of these weights."""
+    if parts.network is not None:
+        if (parts.network / MANIFEST).is_file():
+            return read_checkpoint(find_checkpoint(parts.network), names=()).config
+        config = recognise_preset({name: source.shape for name, source in network_sources(parts.network).items()})
+        if config is None:
+            raise UserError(f"{parts.network} has the sizes of no preset: name the one that it is of")
+        return config
+    if parts.tokenizer is None:
+        raise UserError(f"there is nothing to convert: {ACCEPTED}")
+    if (parts.tokenizer / MANIFEST).is_file():
+        return read_checkpoint(parts.tokenizer, names=()).config
+    found = tokenizer_sources(parts.tokenizer, allow_torchscript)
+    shapes = {name: source.shape for name, source in found.items()}
+    layout = recognise_tokenizer_layout(shapes)
+    name = recognise_tokenizer(shapes, layout) if layout else None
+    if name is None:
+        raise UserError(f"{parts.tokenizer} is none of {', '.join(TOKENIZERS)}: name a preset that it is of")
+    whole, coder = PRESETS["7b"], TOKENIZERS[name]
+    return replace(whole, name=name, tokenizer=coder, model=replace(whole.model, channels=coder.channels))
 
 
-def _read_safetensors(path: Path) -> dict[str, Source]:
-    def reader(name: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
-            # Opened anew each time: a mapped file counts as memory for as long as it is open.
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)
-
-        return read
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return {
-                name: Source(tuple(part.get_shape()), part.get_dtype(), reader(name)) for name, part in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}): copy it again") from error
+def _one_set(tensors: dict[str, Source], weights: Literal["model", "ema"] | None, source: Path) -> dict[str, Source]:
+    """Of weights and their averages, those that are wanted, as `model`; and u(sigma)."""
+    groups = {group_of(name) for name in tensors}
+    chosen = weights or ("ema" if "ema" in groups else "model")
+    if chosen not in groups:
+        raise UserError(f"{source} holds no weights called {chosen!r}, only: {', '.join(sorted(groups))}")
+    return {
+        name.replace(f"{chosen}.", "model.", 1) if group_of(name) == chosen else name: tensor
+        for name, tensor in tensors.items()
+        if group_of(name) in (chosen, "uncertainty")
+    }
 
 
-def _read_pickle(path: Path) -> dict[str, Source]:
-    try:
-        # weights_only runs no code. Transformer Engine keeps its extra state in a BytesIO, which is bytes and no more.
-        with torch.serialization.safe_globals([io.BytesIO]):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors, and is not read, as that could run code: {REMEDY}") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as weights ({error}): {REMEDY}") from error
-    tensors: dict[str, Source] = {}
-    others: list[str] = []
+def _write_ours(
+    folder: Path, network: dict[str, Source], coder: dict[str, Source], config: Config, state: dict[str, Any]
+) -> None:
+    groups: dict[str, dict[str, Source]] = {"tokenizer": coder} if coder else {}
+    for name, tensor in network.items():
+        group, rest = name.split(".", 1)
+        groups.setdefault(group, {})[rest] = tensor
+    for group, tensors in groups.items():
+        write_safetensors(folder / f"{group}.safetensors", tensors)
+    seal_checkpoint(folder, config, state)
 
-    def walk(value: Any, name: str) -> None:
-        if isinstance(value, dict):
-            for key, part in value.items():
-                walk(part, f"{name}.{key}" if name else str(key))
-        elif isinstance(value, Tensor):
-            dtype = DTYPES.get(value.dtype, str(value.dtype))
-            tensors[name] = Source(tuple(value.shape), dtype, lambda: value)
-        elif not name.endswith("_extra_state"):
-            others.append(name)
 
-    walk(state, "")
-    if others:
-        raise UserError(f"{path} holds more than tensors: {', '.join(sorted(others))}; keep only the weights")
-    return tensors
+def _write_diffusers(
+    folder: Path, network: dict[str, Source], coder: dict[str, Source], config: Config, max_shard_bytes: int
+) -> None:
+    both = bool(network and coder)
+    if network:
+        names = from_ours("diffusers", config)
+        renamed = {names[name]: tensor for name, tensor in network.items()}
+        _write_model(folder / "transformer" if both else folder, renamed, diffusers_config(config), max_shard_bytes)
+    if coder and isinstance(config.tokenizer, ConvTokenizerConfig):
+        names = tokenizer_names(config.tokenizer, "diffusers")
+        renamed = {names[name]: tensor for name, tensor in coder.items() if name in names}
+        settings = vae_config(config.tokenizer, coder["mean"].read(), coder["std"].read())
+        _write_model(folder / "vae" if both else folder, renamed, settings, max_shard_bytes)
+
+
+def _write_model(folder: Path, tensors: dict[str, Source], settings: dict[str, Any], max_shard_bytes: int) -> None:
+    folder.mkdir(exist_ok=True)
+    write_shards(folder, "diffusion_pytorch_model", tensors, max_shard_bytes)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _write_nvidia_tokenizer(folder: Path, coder: dict[str, Source], config: Config) -> None:
+    """Weights without the constants of NVIDIA's files, which their program makes itself."""
+    folder.mkdir(exist_ok=True)
+    names = tokenizer_names(config.tokenizer, "nvidia")
+    renamed = {names[name]: tensor for name, tensor in coder.items() if name in names}
+    write_safetensors(folder / "autoencoder.safetensors", renamed)
+    if "mean" in coder:
+        torch.save(tuple(coder[name].read().flatten() for name in ("mean", "std")), folder / STATISTICS)

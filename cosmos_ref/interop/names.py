@@ -1,10 +1,14 @@
 """What NVIDIA's release and diffusers call our tensors. Only names differ: no tensor is transposed or split."""
 
+import math
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cosmos_ref.config import Config
+from cosmos_ref.config import PRESETS, Config
 from cosmos_ref.errors import UserError
+from cosmos_ref.interop.sources import listed, read_json
 from cosmos_ref.model.initialization import build_denoiser, build_uncertainty
 
 Layout = Literal["ours", "nvidia", "nvidia-training", "diffusers"]
@@ -89,8 +93,8 @@ def to_ours(shapes: Mapping[str, tuple[int, ...]], layout: Layout, config: Confi
     """The name of every tensor of a state dictionary in `layout`, to its name with us.
 
     Left out is only what holds no weights: Transformer Engine's `_extra_state` and the table 0, 1, 2, ... in
-    `pos_embedder.seq`; and the average of u(sigma), for which we have no place. `model` must be there and whole;
-    u(sigma) and the averaged weights must be whole or not there.
+    `pos_embedder.seq`; and the average of u(sigma), for which we have no place. The weights or their average must be
+    there; whatever is there must be whole.
 
     Args:
         shapes: names of the state dictionary and the shapes of their tensors.
@@ -98,7 +102,8 @@ def to_ours(shapes: Mapping[str, tuple[int, ...]], layout: Layout, config: Confi
         config: the model they should fit.
 
     Raises:
-        UserError: tensors are unknown, missing, there twice or of another shape; all of them are listed.
+        UserError: tensors are unknown, missing, there twice or of another shape, or another preset's; ten of them are
+            listed, the others counted.
     """
     wanted = {theirs: ours for ours, theirs in from_ours(layout, config).items()}
     expected = our_shapes(config)
@@ -118,15 +123,30 @@ def to_ours(shapes: Mapping[str, tuple[int, ...]], layout: Layout, config: Confi
             if tuple(shapes[name]) != expected[ours]:
                 problems.append(f"of another shape: {name} is {tuple(shapes[name])}, should be {expected[ours]}")
     here = set(found.values())
-    groups = {"model"} | {group_of(ours) for ours in here}
+    groups = {group_of(ours) for ours in here}
+    if "ema" not in groups:
+        groups.add("model")
     problems += [f"missing: {name}" for name, ours in wanted.items() if group_of(ours) in groups and ours not in here]
     if problems:
-        listed = "\n  ".join(sorted(problems))
-        raise UserError(
-            f"these tensors are not a {config.name} in the layout {layout!r}; give the layout and the preset they are "
-            f"of:\n  {listed}"
-        )
+        raise UserError(f"{_misfit(shapes, layout, config)}:{listed(problems)}")
     return found
+
+
+def recognise_layout(names: Iterable[str]) -> Layout | None:
+    """Whose names these are; None if they are nobody's."""
+    signs: dict[Layout, str] = {
+        "ours": r"(model|ema)\.network\.",
+        "diffusers": r"transformer_blocks\.",
+        "nvidia-training": r"(model|ema)\.(net[.-])?blocks[.-]block",
+        "nvidia": r"(net\.)?blocks\.block",
+    }
+    names = list(names)
+    return next((layout for layout, sign in signs.items() if any(re.match(sign, name) for name in names)), None)
+
+
+def recognise_preset(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The preset whose width, depth and input channels these tensors have."""
+    return next((config for config in PRESETS.values() if _size_of(config) == _size(shapes)), None)
 
 
 def our_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -160,6 +180,44 @@ def diffusers_config(config: Config) -> dict[str, Any]:
         "concat_padding_mask": True,
         "extra_pos_embed_type": "learnable",
     }
+
+
+def check_diffusers_config(folder: Path, config: Config) -> None:
+    """Numbers that decide what the weights do, and that their shapes do not show.
+
+    Raises:
+        UserError: `config.json` in the folder has others than the preset.
+    """
+    path = folder / "config.json"
+    theirs, wanted = read_json(path), diffusers_config(config)
+    differing = [name for name in wanted if name in theirs and theirs[name] != wanted[name]]
+    if differing:
+        problems = listed(f"{name} is {theirs[name]}, should be {wanted[name]}" for name in differing)
+        raise UserError(f"{path} is not of {config.name}, give the preset it is of:{problems}")
+
+
+def _misfit(shapes: Mapping[str, tuple[int, ...]], layout: str, config: Config) -> str:
+    found, wanted, other = _size(shapes), _size_of(config), recognise_preset(shapes)
+    if found is None or found == wanted:
+        return f"these tensors are not a {config.name} in the layout {layout!r}; give the layout and preset they are of"
+    if other is not None:
+        return f"these are weights of {other.name}, not of {config.name}: ask for preset {other.name}"
+    spelt = ("{} wide, {} blocks deep, {} numbers a patch".format(*size) for size in (found, wanted))
+    return f"these are weights of another model than {config.name}: " + ", not ".join(spelt)
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int] | None:
+    """Width, depth and numbers a patch of a network, whatever the layout."""
+    dotted = {name.replace("-", "."): tuple(shape) for name, shape in shapes.items()}
+    ends = ("patch_embedding.weight", "x_embedder.proj.1.weight", "patch_embed.proj.weight")
+    patches = [shape for name, shape in dotted.items() if name.endswith(ends) and len(shape) == 2]
+    blocks = [int(match[1]) for name in dotted if (match := re.search(r"blocks\.(?:block)?(\d+)\.", name))]
+    return (patches[0][0], 1 + max(blocks), patches[0][1]) if patches and blocks else None
+
+
+def _size_of(config: Config) -> tuple[int, int, int]:
+    model = config.model
+    return model.width, model.depth, model.in_channels * math.prod(model.patch_size)
 
 
 def _as_written(name: str, layout: str, all_names: Iterable[str]) -> str:

@@ -1,0 +1,135 @@
+"""Somebody's weights, ready for sampling as they are: nothing is converted, nothing is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from cosmos_ref.config import Config
+from cosmos_ref.errors import UserError
+from cosmos_ref.interop.names import Layout, group_of
+from cosmos_ref.interop.parts import ACCEPTED, find_parts, read_network, read_tokenizer
+from cosmos_ref.interop.sources import Source, read_finite, read_json
+from cosmos_ref.model.denoiser import Denoiser
+from cosmos_ref.model.initialization import build_denoiser
+from cosmos_ref.tokenizer.build import build_tokenizer
+from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
+from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Weights whose names, shapes and types are checked, and of which nothing is loaded yet."""
+
+    config: Config
+    layout: Layout
+    """Whose names the network has."""
+    t5_folder: Path | None
+    """Of the text encoder, if one was given or lies beside the network."""
+    bytes: dict[str, int]
+    """What `denoiser`, `tokenizer` and (if there is one) `text_encoder` take in memory, in `precision`."""
+    precision: torch.dtype
+    device: torch.device
+    denoiser_tensors: Mapping[str, Source] = field(repr=False)
+    tokenizer_tensors: Mapping[str, Source] = field(repr=False)
+
+    def load_denoiser(self) -> Denoiser:
+        """The denoiser, on its device and in its precision; memory holds it and one tensor more.
+
+        Raises:
+            UserError: a tensor is not finite.
+        """
+        return self._filled(build_denoiser(self.config), self.denoiser_tensors)
+
+    def load_tokenizer(self) -> ContinuousTokenizer | HaarPCATokenizer:
+        """The tokenizer, on its device and in its precision, statistics included.
+
+        Raises:
+            UserError: a tensor is not finite.
+        """
+        with torch.device("meta"):
+            tokenizer = build_tokenizer(self.config.tokenizer)
+        return self._filled(tokenizer, self.tokenizer_tensors)
+
+    def _filled(self, module: Module, tensors: Mapping[str, Source]) -> Module:
+        state = {name: read_finite(name, t).to(self.device, self.precision) for name, t in tensors.items()}
+        module.load_state_dict(state, assign=True)
+        return module.eval().requires_grad_(False)
+
+
+def open_release(
+    folder: Path,
+    config: Config,
+    *,
+    tokenizer: Path | None = None,
+    t5: Path | None = None,
+    precision: torch.dtype,
+    device: torch.device | str,
+    allow_torchscript: bool = False,
+) -> Release:
+    """Find network, tokenizer and text encoder in a folder of weights, in whatever layout, and check them all.
+
+    Of a training checkpoint the averaged weights are taken, if it has them.
+
+    Args:
+        folder: a diffusers pipeline or transformer, NVIDIA's folder, a checkpoint of either program or ours, or a file.
+        config: the model it should be.
+        tokenizer: folder or file of the tokenizer, if it is not in `folder`.
+        t5: folder of the T5 encoder, if it is not in `folder`.
+        precision: of all weights once loaded.
+        device: where they go.
+        allow_torchscript: whether NVIDIA's `.jit` files may be loaded, which can run code.
+
+    Raises:
+        UserError: a part is not there, cannot be read, or does not fit the model.
+    """
+    folder = Path(folder)
+    parts = find_parts(folder, allow_torchscript)
+    if parts.network is None:
+        raise UserError(f"{folder} holds no network: {ACCEPTED}")
+    layout, network = read_network(parts.network, config)
+    groups = {group_of(name) for name in network}
+    chosen = "ema" if "ema" in groups else "model"
+    denoiser_tensors = {
+        name.removeprefix(f"{chosen}."): source for name, source in network.items() if group_of(name) == chosen
+    }
+    coder = parts.tokenizer if tokenizer is None else find_parts(Path(tokenizer), allow_torchscript).tokenizer
+    if coder is None:
+        raise UserError(
+            f"{tokenizer or folder} holds no tokenizer, which turns latents into video: give diffusers' vae folder, or "
+            "NVIDIA's with encoder, decoder and mean_std.pt"
+        )
+    tokenizer_tensors = read_tokenizer(coder, config.tokenizer, allow_torchscript).tensors
+    t5 = parts.text if t5 is None else Path(t5)
+    sizes = {"denoiser": _bytes(denoiser_tensors, precision), "tokenizer": _bytes(tokenizer_tensors, precision)}
+    if t5 is not None:
+        sizes["text_encoder"] = t5_parameters(t5) * precision.itemsize
+    return Release(config, layout, t5, sizes, precision, torch.device(device), denoiser_tensors, tokenizer_tensors)
+
+
+def t5_parameters(folder: Path) -> int:
+    """Numbers in the encoder half of a T5 model, from its `config.json`.
+
+    Raises:
+        UserError: there is none, or it is no T5's.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    try:
+        width, depth, heads = config["d_model"], config["num_layers"], config["num_heads"]
+        attention = 4 * width * heads * config["d_kv"]
+        gated = "gated" in config.get("feed_forward_proj", "relu")
+        mlp = (2 + gated) * width * config["d_ff"]
+        positions = config.get("relative_attention_num_buckets", 32) * heads
+        return config["vocab_size"] * width + depth * (attention + mlp + 2 * width) + positions + width
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not of a T5 model ({error!r}): give the folder of t5-11b") from error
+
+
+def _bytes(tensors: Mapping[str, Source], precision: torch.dtype) -> int:
+    return sum(torch.Size(source.shape).numel() for source in tensors.values()) * precision.itemsize
