@@ -16,13 +16,14 @@ NORM_EPS = 1e-6
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis with a learned weight."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, eps: float = NORM_EPS):
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
         """Normalise x."""
-        return attention.rms_norm(x, self.weight, NORM_EPS)
+        return attention.rms_norm(x, self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):
@@ -31,15 +32,15 @@ class SelfAttention(nn.Module):
     `attend` is the attention itself, `(q, k, v) -> out` on `B N L K`; context parallelism puts its own there.
     """
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, qk_norm_eps: float):
         super().__init__()
         self.num_heads = num_heads
         self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = nnf.scaled_dot_product_attention
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(width, width, bias=False)
         self.to_v = nn.Linear(width, width, bias=False)
-        self.norm_q = RMSNorm(width // num_heads)
-        self.norm_k = RMSNorm(width // num_heads)
+        self.norm_q = RMSNorm(width // num_heads, qk_norm_eps)
+        self.norm_k = RMSNorm(width // num_heads, qk_norm_eps)
         self.to_out = nn.Linear(width, width, bias=False)
 
     def forward(
@@ -57,14 +58,14 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention from tokens to the text embeddings; padded text is zero and is attended like the rest."""
 
-    def __init__(self, width: int, text_width: int, num_heads: int):
+    def __init__(self, width: int, text_width: int, num_heads: int, qk_norm_eps: float):
         super().__init__()
         self.num_heads = num_heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(text_width, width, bias=False)
         self.to_v = nn.Linear(text_width, width, bias=False)
-        self.norm_q = RMSNorm(width // num_heads)
-        self.norm_k = RMSNorm(width // num_heads)
+        self.norm_q = RMSNorm(width // num_heads, qk_norm_eps)
+        self.norm_k = RMSNorm(width // num_heads, qk_norm_eps)
         self.to_out = nn.Linear(width, width, bias=False)
 
     def keys_values(

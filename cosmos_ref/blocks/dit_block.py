@@ -1,5 +1,6 @@
 """One block of the transformer, and its final layer."""
 
+import torch
 import torch.nn.functional as nnf
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,20 +14,34 @@ from cosmos_ref.equations.modulation import gate, modulate
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention and MLP, each normalised, modulated, gated and added."""
 
-    def __init__(self, width: int, num_heads: int, text_width: int, mlp_ratio: float, adaln_lora_dim: int):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        text_width: int,
+        mlp_ratio: float,
+        adaln_lora_dim: int,
+        qk_norm_eps: float = NORM_EPS,
+    ):
         super().__init__()
         self.adaln_self = AdaLNLoRA(width, adaln_lora_dim, parts=3)
-        self.self_attention = SelfAttention(width, num_heads)
+        self.self_attention = SelfAttention(width, num_heads, qk_norm_eps)
         self.adaln_cross = AdaLNLoRA(width, adaln_lora_dim, parts=3)
-        self.cross_attention = CrossAttention(width, text_width, num_heads)
+        self.cross_attention = CrossAttention(width, text_width, num_heads, qk_norm_eps)
         self.adaln_mlp = AdaLNLoRA(width, adaln_lora_dim, parts=3)
         self.mlp = MLP(width, int(mlp_ratio * width))
+
+    def modulation(
+        self, noise_embedding: Float[Tensor, "S D"], adaln_lora: Float[Tensor, "S P"]
+    ) -> Float[Tensor, "S 9 D"]:
+        """Shift, scale and gate of self-attention, of cross-attention and of the MLP, at S noise levels."""
+        adalns = (self.adaln_self, self.adaln_cross, self.adaln_mlp)
+        return torch.stack([part for adaln in adalns for part in adaln(noise_embedding, adaln_lora)], dim=1)
 
     def forward(
         self,
         x: Float[Tensor, "B L D"],
-        noise_embedding: Float[Tensor, "B D"],
-        adaln_lora: Float[Tensor, "B P"],
+        modulation: Float[Tensor, "#B 9 D"],
         position_embedding: Float[Tensor, "L D"],
         cos: Float[Tensor, "B L K"],
         sin: Float[Tensor, "B L K"],
@@ -35,11 +50,11 @@ class DiTBlock(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Tokens after this block."""
         x = x + position_embedding
-        shift, scale, weight = self.adaln_self(noise_embedding, adaln_lora)
+        shift, scale, weight, *rest = modulation.unbind(1)
         x = gate(x, self.self_attention(modulate(norm(x), shift, scale), cos, sin), weight)
-        shift, scale, weight = self.adaln_cross(noise_embedding, adaln_lora)
+        shift, scale, weight, *rest = rest
         x = gate(x, self.cross_attention(modulate(norm(x), shift, scale), text_keys, text_values), weight)
-        shift, scale, weight = self.adaln_mlp(noise_embedding, adaln_lora)
+        shift, scale, weight = rest
         return gate(x, self.mlp(modulate(norm(x), shift, scale)), weight)
 
 
@@ -51,11 +66,15 @@ class FinalLayer(nn.Module):
         self.adaln = AdaLNLoRA(width, adaln_lora_dim, parts=2)
         self.linear = nn.Linear(width, patch_channels, bias=False)
 
-    def forward(
-        self, x: Float[Tensor, "B L D"], noise_embedding: Float[Tensor, "B D"], adaln_lora: Float[Tensor, "B P"]
-    ) -> Float[Tensor, "B L Q"]:
+    def modulation(
+        self, noise_embedding: Float[Tensor, "S D"], adaln_lora: Float[Tensor, "S P"]
+    ) -> Float[Tensor, "S 2 D"]:
+        """Shift and scale at S noise levels."""
+        return torch.stack(self.adaln(noise_embedding, adaln_lora), dim=1)
+
+    def forward(self, x: Float[Tensor, "B L D"], modulation: Float[Tensor, "#B 2 D"]) -> Float[Tensor, "B L Q"]:
         """Patches of the network's output."""
-        shift, scale = self.adaln(noise_embedding, adaln_lora)
+        shift, scale = modulation.unbind(1)
         return self.linear(modulate(norm(x), shift, scale))
 
 

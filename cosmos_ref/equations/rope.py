@@ -24,13 +24,14 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     "rope.ntk_frequencies",
     source="NTK-aware scaling (as in arXiv 2309.00071, Sec. 3.1); Cosmos code: one ratio per axis",
 )
-def ntk_frequencies(dim: int, ratio: float, base: float) -> Float[Tensor, "F"]:
-    r"""Rotary frequencies of one axis, in float64; `ratio` stretches the longest wavelength and spares the shortest.
+def ntk_frequencies(dim: int, ratio: float, base: float, dtype: torch.dtype) -> Float[Tensor, "F"]:
+    r"""Rotary frequencies of one axis; `ratio` stretches the longest wavelength and spares the shortest.
 
     $$\theta_i = \left(b\, r^{d/(d-2)}\right)^{-2i/d}, \qquad i = 0, \dots, d/2 - 1$$
     """
     theta = base * ratio ** (dim / (dim - 2))
-    return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+    return 1 / theta ** exponents.to(dtype)  # in bfloat16, the roundings of NVIDIA's buffers
 
 
 @equation("rope.angles_3d", source=_SOURCE + "; code: latent frame index times 24 / fps")
@@ -46,13 +47,15 @@ def angles_3d(
 
     $$\alpha = \left[\tfrac{f_0}{f} t\, \theta^t,\ h\, \theta^h,\ w\, \theta^w\right],
       \qquad f_0 = 24\ \text{frames a second}$$
+
+    All of it in the precision of `fps`.
     """
     dims = axis_dims(head_dim)
     theta_t, theta_h, theta_w = (
-        ntk_frequencies(dim, ratio, base).to(fps) for dim, ratio in zip(dims, ratios, strict=True)
+        ntk_frequencies(dim, ratio, base, fps.dtype).to(fps) for dim, ratio in zip(dims, ratios, strict=True)
     )
     t, h, w = positions.to(fps.dtype).unbind(-1)
-    t = t * (base_fps / fps)[:, None]
+    t = t / fps[:, None] * base_fps
     angles_t = t[..., None] * theta_t
     angles_hw = torch.cat([h[:, None] * theta_h, w[:, None] * theta_w], dim=-1)
     angles = torch.cat([angles_t, angles_hw.expand(angles_t.shape[0], -1, -1)], dim=-1)

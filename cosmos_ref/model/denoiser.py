@@ -5,17 +5,44 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cosmos_ref.equations import conditioning, edm
-from cosmos_ref.model.dit import CosmosDiT, grid_positions, token_grid
+from cosmos_ref.model.dit import CosmosDiT, Modulations, Prepared, grid_positions, token_grid
 from cosmos_ref.shapes import Latents, expand
 
 
-class Text2WorldDenoiser(nn.Module):
-    """D_theta from noisy latents, their noise level and a text."""
+class Preconditioned(nn.Module):
+    """A network, and what denoisers around it share."""
 
     def __init__(self, network: CosmosDiT, sigma_data: float):
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
+
+    def prepare(
+        self, latents: Float[Tensor, "_ C T H W"], text_embeddings: Float[Tensor, "B M E"], fps: Float[Tensor, "B"]
+    ) -> Prepared:
+        """Positions and text, ready for any number of calls of `run`. `latents` only lends its size."""
+        positions = grid_positions(token_grid(latents, self.network.config.patch_size), latents.device)
+        return self.network.prepare(text_embeddings.to(weights_dtype(self.network)), positions, fps)
+
+    def modulations(self, sigma: Float[Tensor, "S"]) -> Modulations:
+        """What the noise level says to every sub-block, at S levels."""
+        return self.network.modulations(edm.c_noise(sigma))
+
+    def estimate(
+        self,
+        network_input: Float[Tensor, "B C2 T H W"],
+        x: Latents,
+        sigma: Float[Tensor, "B"],
+        modulations: Modulations,
+        prepared: Prepared,
+    ) -> Latents:
+        """D from the network's input; the network runs in the precision of its weights, the rest in that of x."""
+        F = self.network.run(network_input.to(weights_dtype(self.network)), modulations, prepared)
+        return edm.denoise(F.to(x.dtype), x, sigma, self.sigma_data)
+
+
+class Text2WorldDenoiser(Preconditioned):
+    """D_theta from noisy latents, their noise level and a text."""
 
     def forward(
         self,
@@ -34,19 +61,24 @@ class Text2WorldDenoiser(nn.Module):
             fps: frames a second of every clip.
             padding_mask: 1 where a latent pixel is padding.
         """
+        return self.run(x, sigma, self.modulations(sigma), self.prepare(x, text_embeddings, fps), padding_mask)
+
+    def run(
+        self,
+        x: Latents,
+        sigma: Float[Tensor, "B"],
+        modulations: Modulations,
+        prepared: Prepared,
+        padding_mask: Float[Tensor, "B 1 H W"],
+    ) -> Latents:
+        """Estimate of the clean latents, with noise level, text and frame rate prepared."""
         scaled = expand(edm.c_in(sigma, self.sigma_data), x) * x
         network_input = torch.cat([scaled, frames_of(padding_mask, x)], dim=1)
-        F = call_network(self.network, network_input, sigma, text_embeddings, fps)
-        return edm.denoise(F, x, sigma, self.sigma_data)
+        return self.estimate(network_input, x, sigma, modulations, prepared)
 
 
-class Video2WorldDenoiser(nn.Module):
+class Video2WorldDenoiser(Preconditioned):
     """D_theta that also sees given frames; with none given it is a Text2World denoiser."""
-
-    def __init__(self, network: CosmosDiT, sigma_data: float):
-        super().__init__()
-        self.network = network
-        self.sigma_data = sigma_data
 
     def forward(
         self,
@@ -71,31 +103,36 @@ class Video2WorldDenoiser(nn.Module):
             given_latents: the given frames, noised by `augment_sigma`; anything finite elsewhere.
             augment_sigma: noise level of the given frames, which the network is not told.
         """
+        modulations, prepared = self.modulations(sigma), self.prepare(x, text_embeddings, fps)
+        return self.run(x, sigma, modulations, prepared, padding_mask, frame_mask, given_latents, augment_sigma)
+
+    def run(
+        self,
+        x: Latents,
+        sigma: Float[Tensor, "B"],
+        modulations: Modulations,
+        prepared: Prepared,
+        padding_mask: Float[Tensor, "B 1 H W"],
+        frame_mask: Float[Tensor, "B 1 T 1 1"],
+        given_latents: Latents,
+        augment_sigma: Float[Tensor, "B"],
+    ) -> Latents:
+        """Estimate of the clean latents, with noise level, text and frame rate prepared."""
         # Also in training, where NVIDIA's code keeps noisier frames than the sample: they tell it nothing new, and the
         # loss does not look at them.
         active = conditioning.active_frames(frame_mask, sigma, augment_sigma)
         scaled = conditioning.augment_frames(x, given_latents, active, sigma, augment_sigma, self.sigma_data)
         indicator = frame_mask.expand(-1, -1, -1, x.shape[3], x.shape[4])  # stays 1 after the frames are released
         network_input = torch.cat([scaled, indicator, frames_of(padding_mask, x)], dim=1)
-        F = call_network(self.network, network_input, sigma, text_embeddings, fps)
-        return edm.denoise(F, x, sigma, self.sigma_data)
+        return self.estimate(network_input, x, sigma, modulations, prepared)
 
 
 Denoiser = Text2WorldDenoiser | Video2WorldDenoiser
 
 
-def call_network(
-    network: CosmosDiT,
-    network_input: Float[Tensor, "B C T H W"],
-    sigma: Float[Tensor, "B"],
-    text_embeddings: Float[Tensor, "B M E"],
-    fps: Float[Tensor, "B"],
-) -> Float[Tensor, "B C2 T H W"]:
-    """Network output in the sampler's precision; the network runs in that of its weights, the angles in that of fps."""
-    dtype = network.patch_embedding.weight.dtype
-    positions = grid_positions(token_grid(network_input, network.config.patch_size), network_input.device)
-    F = network(network_input.to(dtype), edm.c_noise(sigma), text_embeddings.to(dtype), positions, fps)
-    return F.to(network_input.dtype)
+def weights_dtype(network: CosmosDiT) -> torch.dtype:
+    """The precision of the network's weights."""
+    return network.patch_embedding.weight.dtype
 
 
 def frames_of(mask: Float[Tensor, "B 1 H W"], like: Latents) -> Float[Tensor, "B 1 T H W"]:

@@ -17,6 +17,17 @@ ROPE_BASE = 10000.0
 BASE_FPS = 24.0
 
 
+class Modulations(NamedTuple):
+    """What the noise level says to every sub-block, at S levels: one a clip, or one that all clips share."""
+
+    blocks: list[Float[Tensor, "S 9 D"]]
+    final_layer: Float[Tensor, "S 2 D"]
+
+    def at(self, level: int) -> "Modulations":
+        """Of one level, for all clips."""
+        return Modulations([block[level, None] for block in self.blocks], self.final_layer[level, None])
+
+
 class Prepared(NamedTuple):
     """What stays the same over all noise levels of a clip."""
 
@@ -37,7 +48,14 @@ class CosmosDiT(nn.Module):
         self.position_embedding = PositionEmbedding(width, config.max_tokens)
         self.noise_embedding = NoiseEmbedding(width)
         self.blocks = nn.ModuleList(
-            DiTBlock(width, config.num_heads, config.text_width, config.mlp_ratio, config.adaln_lora_dim)
+            DiTBlock(
+                width,
+                config.num_heads,
+                config.text_width,
+                config.mlp_ratio,
+                config.adaln_lora_dim,
+                config.qk_norm_eps,
+            )
             for _ in range(config.depth)
         )
         self.final_layer = FinalLayer(width, config.channels * patch, config.adaln_lora_dim)
@@ -59,60 +77,50 @@ class CosmosDiT(nn.Module):
             positions: (t, h, w) index of every token.
             fps: frames a second of every clip.
         """
-        return self.run(x, c_noise, self.prepare(text_embeddings, positions, fps))
+        return self.run(x, self.modulations(c_noise), self.prepare(text_embeddings, positions, fps))
+
+    def modulations(self, c_noise: Float[Tensor, "S"]) -> Modulations:
+        """What the noise level says to every sub-block; a sampler asks for all its levels at once."""
+        embedding = self.noise_embedding(c_noise)
+        blocks = [block.modulation(*embedding) for block in cast("list[DiTBlock]", self.blocks)]
+        return Modulations(blocks, self.final_layer.modulation(*embedding))
 
     def prepare(
         self, text_embeddings: Float[Tensor, "B M E"], positions: Int[Tensor, "L 3"], fps: Float[Tensor, "B"]
     ) -> Prepared:
         """Positions and text, ready for any number of calls of `run`."""
         config = self.config
-        angles = angles_3d(positions, fps, config.head_dim, config.rope_ratios, ROPE_BASE, BASE_FPS)
+        rate = fps.bfloat16() if config.angles == "bf16" else fps
+        angles = angles_3d(positions, rate, config.head_dim, config.rope_ratios, ROPE_BASE, BASE_FPS).to(fps)
         text = [block.cross_attention.keys_values(text_embeddings) for block in cast("list[DiTBlock]", self.blocks)]
         return Prepared(self.position_embedding(positions), angles.cos(), angles.sin(), text)
 
     def run(
-        self, x: Float[Tensor, "B C T H W"], c_noise: Float[Tensor, "B"], prepared: Prepared
+        self, x: Float[Tensor, "B C T H W"], modulations: Modulations, prepared: Prepared
     ) -> Float[Tensor, "B C2 T H W"]:
-        """Network output with positions and text prepared."""
-        noise_embedding, adaln_lora = self.noise_embedding(c_noise)
+        """Network output with noise level, positions and text prepared."""
         tokens = self.embed(x)
-        tokens = self.run_blocks(tokens, noise_embedding, adaln_lora, prepared)
-        return self.unembed(tokens, noise_embedding, adaln_lora, token_grid(x, self.config.patch_size))
+        tokens = self.run_blocks(tokens, modulations, prepared)
+        return self.unembed(tokens, modulations, token_grid(x, self.config.patch_size))
 
     def embed(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B L D"]:
         """Tokens of the network's input."""
         return self.patch_embedding(patchify(x, self.config.patch_size))
 
     def run_blocks(
-        self,
-        tokens: Float[Tensor, "B L D"],
-        noise_embedding: Float[Tensor, "B D"],
-        adaln_lora: Float[Tensor, "B P"],
-        prepared: Prepared,
+        self, tokens: Float[Tensor, "B L D"], modulations: Modulations, prepared: Prepared
     ) -> Float[Tensor, "B L D"]:
         """Tokens after all blocks."""
-        for block, (keys, values) in zip(self.blocks, prepared.text, strict=True):
-            tokens = block(
-                tokens,
-                noise_embedding,
-                adaln_lora,
-                prepared.position_embedding,
-                prepared.cos,
-                prepared.sin,
-                keys,
-                values,
-            )
+        position_embedding, cos, sin, text = prepared
+        for block, modulation, (keys, values) in zip(self.blocks, modulations.blocks, text, strict=True):
+            tokens = block(tokens, modulation, position_embedding, cos, sin, keys, values)
         return tokens
 
     def unembed(
-        self,
-        tokens: Float[Tensor, "B L D"],
-        noise_embedding: Float[Tensor, "B D"],
-        adaln_lora: Float[Tensor, "B P"],
-        grid: tuple[int, int, int],
+        self, tokens: Float[Tensor, "B L D"], modulations: Modulations, grid: tuple[int, int, int]
     ) -> Float[Tensor, "B C T H W"]:
         """Network output from the last tokens."""
-        return unpatchify(self.final_layer(tokens, noise_embedding, adaln_lora), grid, self.config.patch_size)
+        return unpatchify(self.final_layer(tokens, modulations.final_layer), grid, self.config.patch_size)
 
 
 def token_grid(x: Float[Tensor, "B C T H W"], patch_size: tuple[int, int, int]) -> tuple[int, int, int]:

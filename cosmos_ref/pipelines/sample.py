@@ -1,5 +1,6 @@
 """The sampling loop: from noise to latents, whatever denoises and whichever solver steps."""
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cosmos_ref.conditioning.condition import Condition, both_branches
-from cosmos_ref.config import DiffusionConfig
+from cosmos_ref.config import DiffusionConfig, SampleConfig
 from cosmos_ref.equations.conditioning import active_frames, replace_frames
 from cosmos_ref.equations.guidance import cfg
 from cosmos_ref.equations.noise import karras_sigmas
@@ -49,56 +50,85 @@ def sample(
     denoise: Denoise,
     noise: Latents,
     sigmas: Float[Tensor, "N+1"],
-    solver: str,
+    settings: SampleConfig,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Latents:
     """Clean latents from unit noise.
 
     Args:
         denoise: D_theta with its condition fixed.
-        noise: unit noise; the first sample is this times the first noise level.
-        sigmas: falling noise levels, the last one 0.
-        solver: a name in `SOLVERS`.
+        noise: unit noise, which the first noise level multiplies.
+        sigmas: falling noise levels; where the last two are the same, nothing is left to do.
+        settings: solver, size of the first sample, and precision that samples are rounded to.
         progress: wraps the steps, to show how far they are.
     """
+    precision = torch.bfloat16 if settings.state == "bf16" else noise.dtype
     levels = sigmas.tolist()
-    x, memory = levels[0] * noise, None
+    size = levels[0] if settings.initial_noise == "sigma_max" else math.hypot(levels[0], 1)
+    x, memory = (size * noise).to(precision).to(noise), None
     for sigma, sigma_next in progress(list(pairwise(levels))):
-        x, memory = SOLVERS[solver](denoise, x, sigma, sigma_next, memory)
+        if sigma_next < sigma:
+            x, memory = SOLVERS[settings.solver](denoise, x, sigma, sigma_next, memory)
+            x = x.to(precision).to(noise)
     return x
 
 
 def guided(
     denoiser: Denoiser,
+    noise: Latents,
+    sigmas: Float[Tensor, "N+1"],
     condition: Condition,
     null_text: Float[Tensor, "B M E"],
     guidance: float,
     x0: Latents | None = None,
+    draw_given: Callable[[], Latents] | None = None,
 ) -> Denoise:
     """D_theta with guidance, both branches in one call; where frames of `x0` are given, D holds them as they are.
 
+    What no step changes is computed here, once: text, positions, and what each noise level says to the blocks.
     Without guidance (g = 0) the second branch is not computed.
+
+    Args:
+        denoiser: D_theta.
+        noise: lends size, precision and device.
+        sigmas: the noise levels that D will be asked at.
+        condition: what the denoiser is told.
+        null_text: what guidance leads away from.
+        guidance: g.
+        x0: clean latents with the given frames in them.
+        draw_given: `given_latents` with new noise, called for each branch at each call; without it theirs is fixed.
     """
-    conditions = both_branches(condition, null_text) if guidance else condition
+    rest = dict(both_branches(condition, null_text) if guidance else condition)
+    text_embeddings, fps = rest.pop("text_embeddings"), rest.pop("fps")
+    branches = 2 if guidance else 1
+    levels = [sigma for sigma in sigmas.tolist() if sigma > 0]
+    with torch.no_grad():
+        prepared = denoiser.prepare(noise, text_embeddings, fps)
+        modulations = denoiser.modulations(noise.new_tensor(levels))
 
     @torch.no_grad()
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        levels = x.new_full((len(x),), sigma)
+        each = x.new_full((branches * len(x),), sigma)
+        fresh = {"given_latents": torch.cat([draw_given() for _ in range(branches)])} if draw_given else {}
+        level = modulations.at(levels.index(sigma))
+        D = denoiser.run(torch.cat([x] * branches), each, level, prepared, **rest | fresh)
         if guidance:
-            D_text, D_null = denoiser(torch.cat([x, x]), torch.cat([levels, levels]), **conditions).chunk(2)
+            D_text, D_null = D.chunk(2)
             D = cfg(D_text, D_null, guidance)
-        else:
-            D = denoiser(x, levels, **conditions)
         if x0 is not None:
-            D = replace_frames(D, x0, active_frames(condition["frame_mask"], levels, condition["augment_sigma"]))
+            active = active_frames(condition["frame_mask"], each[: len(x)], condition["augment_sigma"])
+            D = replace_frames(D, x0, active)
         return D
 
     return denoise
 
 
-def schedule(config: DiffusionConfig, num_steps: int) -> Float[Tensor, "N+1"]:
+def schedule(config: DiffusionConfig, settings: SampleConfig) -> Float[Tensor, "N+1"]:
     """The noise levels of a sampler for this diffusion."""
-    return karras_sigmas(num_steps, config.sigma_min, config.sigma_max, config.rho)
+    sigmas = karras_sigmas(settings.num_steps, config.sigma_min, config.sigma_max, config.rho)
+    if settings.last_sigma == "sigma_min":
+        sigmas[-1] = sigmas[-2]
+    return sigmas
 
 
 def noise_from_seed(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:

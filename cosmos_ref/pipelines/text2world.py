@@ -53,6 +53,7 @@ def text2world(
     if isinstance(model.denoiser, Video2WorldDenoiser):
         none = noise.new_zeros(len(prompts))
         condition = give_frames(condition, torch.zeros_like(noise), none.long(), none, torch.zeros_like(noise))
-    denoise = guided(model.denoiser, condition, null_text, settings.guidance)
-    x0 = sample(denoise, noise, schedule(model.config.diffusion, settings.num_steps), settings.solver, progress)
+    sigmas = schedule(model.config.diffusion, settings)
+    denoise = guided(model.denoiser, noise, sigmas, condition, null_text, settings.guidance)
+    x0 = sample(denoise, noise, sigmas, settings, progress)
     return Generated(model.tokenizer.decode(unscale_latents(x0, model.config.diffusion.sigma_data)), x0)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import count
 
 import torch
 
-from cosmos_ref.conditioning.condition import give_frames, text_condition
+from cosmos_ref.conditioning.condition import Condition, give_frames, text_condition
 from cosmos_ref.config import ClipConfig, SampleConfig, latent_shape
 from cosmos_ref.equations.causal import latent_length
 from cosmos_ref.errors import UserError
@@ -13,10 +14,10 @@ from cosmos_ref.model.denoiser import Video2WorldDenoiser, scale_latents, unscal
 from cosmos_ref.pipelines.sample import guided, noise_from_seed, sample, schedule
 from cosmos_ref.pipelines.text2world import Generated
 from cosmos_ref.pipelines.world_model import WorldModel
-from cosmos_ref.shapes import Video
+from cosmos_ref.shapes import Latents, Video
 
 AUGMENT_STREAM = 2**32
-"""Index from which the noise on given frames is drawn, away from the noise that starts the sampler."""
+"""Indices between one draw of noise and the next: first that which starts the sampler, then that on given frames."""
 
 
 def video2world(
@@ -53,15 +54,27 @@ def video2world(
         raise UserError(f"{frames} given frames leave nothing to generate in a clip of {clip.frames}: give fewer")
     text = model.text_encoder.encode(prompts).to(model.device)
     null_text = model.text_encoder.encode([negative_prompt] * B).to(model.device)
-    noise, augment_noise = (
-        torch.stack([noise_from_seed(settings.seed, stream + i, shape) for i in range(B)]).to(model.device)
-        for stream in (0, AUGMENT_STREAM)
-    )
-    x0 = torch.zeros_like(noise)
-    x0[:, :, :given] = scale_latents(model.tokenizer.encode(video.to(model.device)), model.config.diffusion.sigma_data)
-    condition = text_condition(text, noise, noise.new_full((B,), clip.fps))
+    streams = count()
+
+    def draw() -> Latents:
+        """Unit noise, each time new."""
+        stream = next(streams) * AUGMENT_STREAM
+        return torch.stack([noise_from_seed(settings.seed, stream + i, shape) for i in range(B)]).to(model.device)
+
+    noise = draw()
+    clean = torch.zeros_like(noise)
+    encoded = model.tokenizer.encode(video.to(model.device))
+    clean[:, :, :given] = scale_latents(encoded, model.config.diffusion.sigma_data)
+    counts = torch.full((B,), given, device=model.device)
     augment_sigma = noise.new_full((B,), settings.augment_sigma)
-    condition = give_frames(condition, x0, torch.full((B,), given, device=model.device), augment_sigma, augment_noise)
-    denoise = guided(model.denoiser, condition, null_text, settings.guidance, x0)
-    x0 = sample(denoise, noise, schedule(model.config.diffusion, settings.num_steps), settings.solver, progress)
+    told = text_condition(text, noise, noise.new_full((B,), clip.fps))
+
+    def give() -> Condition:
+        """The condition, with new noise on the given frames."""
+        return give_frames(told, clean, counts, augment_sigma, draw())
+
+    sigmas = schedule(model.config.diffusion, settings)
+    fresh = (lambda: give()["given_latents"]) if settings.given_noise == "fresh" else None
+    denoise = guided(model.denoiser, noise, sigmas, give(), null_text, settings.guidance, clean, fresh)
+    x0 = sample(denoise, noise, sigmas, settings, progress)
     return Generated(model.tokenizer.decode(unscale_latents(x0, model.config.diffusion.sigma_data)), x0)

@@ -27,12 +27,12 @@ def nowhere(tokens):
 
 @pytest.fixture(scope="module")
 def self_attention():
-    return filled(SelfAttention(WIDTH, HEADS))
+    return filled(SelfAttention(WIDTH, HEADS, 1e-6))
 
 
 @pytest.fixture(scope="module")
 def cross_attention():
-    return filled(CrossAttention(WIDTH, TEXT_WIDTH, HEADS))
+    return filled(CrossAttention(WIDTH, TEXT_WIDTH, HEADS, 1e-6))
 
 
 @given(order=st.permutations(range(7)), seed=seeds)
@@ -76,7 +76,7 @@ def test_attention_does_not_feel_the_size_of_its_queries(self_attention, cross_a
 
 @given(seed=seeds)
 def test_the_fused_attention_is_the_attention_of_the_equations(seed):
-    module = filled(SelfAttention(WIDTH, HEADS), seed % 100)
+    module = filled(SelfAttention(WIDTH, HEADS, 1e-6), seed % 100)
     x = normal(seed, 2, 8, WIDTH)
     fused = module(x, *angles(GRID))
     module.attend = attention.softmax_attention
@@ -85,7 +85,7 @@ def test_the_fused_attention_is_the_attention_of_the_equations(seed):
 
 def test_attend_is_all_that_mixes_tokens(self_attention):
     """With an `attend` that gives every token its own value, the module is linear, token by token."""
-    module = filled(SelfAttention(WIDTH, HEADS))
+    module = filled(SelfAttention(WIDTH, HEADS, 1e-6))
     module.attend = lambda q, k, v: v
     x = normal(1, 2, 8, WIDTH)
     expected = x @ module.to_v.weight.T @ module.to_out.weight.T
@@ -94,7 +94,7 @@ def test_attend_is_all_that_mixes_tokens(self_attention):
 
 def test_attend_meets_normalised_then_rotated_queries_and_keys():
     """Rotation keeps lengths, so behind norms of weight one every query and key has length sqrt(head_dim)."""
-    module, met = filled(SelfAttention(WIDTH, HEADS)), {}
+    module, met = filled(SelfAttention(WIDTH, HEADS, 1e-6)), {}
     with torch.no_grad():
         module.norm_q.weight.fill_(1)
         module.norm_k.weight.fill_(1)
@@ -120,7 +120,7 @@ def test_attend_meets_normalised_then_rotated_queries_and_keys():
 
 
 def test_angles_in_float32_leave_a_bfloat16_module_in_bfloat16():
-    module = filled(SelfAttention(WIDTH, HEADS)).bfloat16()
+    module = filled(SelfAttention(WIDTH, HEADS, 1e-6)).bfloat16()
     cos, sin = (table.float() for table in angles(GRID))
     met = []
     module.attend = lambda q, k, v: met.extend((q.dtype, k.dtype, v.dtype)) or v

@@ -34,6 +34,10 @@ def inputs(block, seed):
     }
 
 
+def called(block, noise_embedding, adaln_lora, **given_):
+    return block(modulation=block.modulation(noise_embedding, adaln_lora), **given_)
+
+
 def layer_norm(x):
     centred = x - x.mean(-1, keepdim=True)
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -88,7 +92,7 @@ def test_a_block_is_position_then_self_then_cross_then_mlp(seed):
     block = new_block(seed % 100)
     given_ = inputs(block, seed)
     # numbers grow to about ten through the three updates
-    torch.testing.assert_close(block(**given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(called(block, **given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
 
 
 @given(seed=seeds)
@@ -98,7 +102,16 @@ def test_a_block_with_closed_gates_only_adds_the_positions(seed):
         torch.nn.init.zeros_(adaln.up.weight)
     given_ = inputs(block, seed)
     given_["adaln_lora"][:, 2 * WIDTH :] = 0  # the last third is the gate
-    assert torch.equal(block(**given_), given_["x"] + given_["position_embedding"])
+    assert torch.equal(called(block, **given_), given_["x"] + given_["position_embedding"])
+
+
+def test_one_modulation_serves_a_whole_batch():
+    block = new_block()
+    given_ = inputs(block, 0) | {
+        name: normal(7, 1, size * WIDTH) for name, size in (("noise_embedding", 1), ("adaln_lora", 3))
+    }
+    for_each = given_ | {name: given_[name].expand(2, -1) for name in ("noise_embedding", "adaln_lora")}
+    torch.testing.assert_close(called(block, **given_), called(block, **for_each), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("part", ["adaln_self", "adaln_cross", "adaln_mlp"])
@@ -106,11 +119,11 @@ def test_each_sub_block_has_a_gate_of_its_own(part):
     """One gate held shut changes the block, so no sub-block is modulated by another's weights."""
     block = new_block()
     given_ = inputs(block, 0)
-    before = block(**given_)
+    before = called(block, **given_)
     with torch.no_grad():
         getattr(block, part).up.weight.zero_()
-    torch.testing.assert_close(block(**given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
-    assert (block(**given_) - before).abs().max() > 1e-3
+    torch.testing.assert_close(called(block, **given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
+    assert (called(block, **given_) - before).abs().max() > 1e-3
 
 
 @given(seed=seeds)
@@ -137,7 +150,7 @@ def test_the_final_layer_uses_the_first_two_thirds_of_the_shared_term(seed):
     shift = (low_rank[:, :WIDTH] + shared[:, :WIDTH])[:, None]
     scale = (low_rank[:, WIDTH:] + shared[:, WIDTH : 2 * WIDTH])[:, None]
     expected = (layer_norm(x) * (1 + scale) + shift) @ final.linear.weight.T
-    torch.testing.assert_close(final(x, embedding, shared), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(final(x, final.modulation(embedding, shared)), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_modulation_order_is_shift_scale_gate():

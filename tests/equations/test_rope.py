@@ -71,49 +71,49 @@ def axis_dims_with_half_for_time(head_dim):
 def test_ntk_stretches_the_base_by_the_known_factors():
     """Ratio 2: the base grows 2.067116-fold over 44 channels, 2.070530-fold over 42."""
     for dim, factor in ((44, 2.067116), (42, 2.070530)):
-        base = rope.ntk_frequencies(dim, 2.0, 10000.0)[1].item() ** (-dim / 2)
+        base = rope.ntk_frequencies(dim, 2.0, 10000.0, torch.float64)[1].item() ** (-dim / 2)
         assert abs(base / 10000 - factor) < 6e-7  # six decimals are known
 
 
 @pytest.mark.verifies("rope.ntk_frequencies", by="point")
 def test_ntk_frequencies_of_four_channels():
     """Base 100, ratio 3: the base becomes 100 * 3^(4/2) = 900, and two frequencies are 1 and 900^(-1/2)."""
-    frequencies = rope.ntk_frequencies(4, 3.0, 100.0)
+    frequencies = rope.ntk_frequencies(4, 3.0, 100.0, torch.float64)
     torch.testing.assert_close(frequencies, frequencies.new_tensor([1, 1 / 30]), **EXACT)
 
 
 @pytest.mark.verifies("rope.ntk_frequencies")
 @given(dims, ratios, st.floats(100, 1e5))
 def test_the_longest_wavelength_is_stretched_by_exactly_the_ratio(dim, ratio, base):
-    slowest = rope.ntk_frequencies(dim, ratio, base)[-1].item()
+    slowest = rope.ntk_frequencies(dim, ratio, base, torch.float64)[-1].item()
     assert math.isclose(slowest * ratio, base ** -((dim - 2) / dim), rel_tol=1e-12)
 
 
 @pytest.mark.verifies("rope.ntk_frequencies")
 @given(dims, ratios, st.floats(100, 1e5))
 def test_the_shortest_wavelength_stays_and_the_others_form_a_geometric_series(dim, ratio, base):
-    frequencies = rope.ntk_frequencies(dim, ratio, base)
+    frequencies = rope.ntk_frequencies(dim, ratio, base, torch.float64)
     assert frequencies.shape == (dim // 2,) and frequencies[0] == 1
     torch.testing.assert_close(frequencies, frequencies[1] ** torch.arange(dim // 2), **EXACT)
 
 
 @impostor("rope.ntk_frequencies", "exponent d / (d - 2) forgotten")
-def ntk_without_exponent(dim, ratio, base):
+def ntk_without_exponent(dim, ratio, base, dtype):
     return (base * ratio) ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
 @impostor("rope.ntk_frequencies", "exponent d in place of d / (d - 2)")
-def ntk_with_exponent_d(dim, ratio, base):
+def ntk_with_exponent_d(dim, ratio, base, dtype):
     return (base * ratio**dim) ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
 @impostor("rope.ntk_frequencies", "position interpolation: every wavelength stretched")
-def ntk_is_interpolation(dim, ratio, base):
+def ntk_is_interpolation(dim, ratio, base, dtype):
     return base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim) / ratio
 
 
 @impostor("rope.ntk_frequencies", "i / d where 2 i / d belongs")
-def ntk_with_half_the_exponent(dim, ratio, base):
+def ntk_with_half_the_exponent(dim, ratio, base, dtype):
     return (base * ratio ** (dim / (dim - 2))) ** (-torch.arange(dim // 2, dtype=torch.float64) / dim)
 
 
@@ -174,7 +174,8 @@ def test_each_axis_turns_its_own_channels_in_both_halves(distance, axis, fps, he
 
 def angles_of(t, h, w, head_dim, ratios, base):
     """Angles `B L K/2` of coordinates `B L`, axes in the order t, h, w."""
-    frequencies = [rope.ntk_frequencies(dim, r, base) for dim, r in zip(rope.axis_dims(head_dim), ratios, strict=True)]
+    dims = rope.axis_dims(head_dim)
+    frequencies = [rope.ntk_frequencies(dim, r, base, torch.float64) for dim, r in zip(dims, ratios, strict=True)]
     return [x[..., None] * f for x, f in zip((t, h, w), frequencies, strict=True)]
 
 

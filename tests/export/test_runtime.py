@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cosmos_ref.conditioning.condition import give_frames, text_condition
 from cosmos_ref.conditioning.text import WordsEncoder
-from cosmos_ref.config import preset
+from cosmos_ref.config import SampleConfig, preset
 from cosmos_ref.equations.noise import karras_sigmas
 from cosmos_ref.equations.solvers import euler_step, heun_step, res_2ab_step
 from cosmos_ref.errors import UserError
@@ -66,7 +66,7 @@ def test_the_loop_is_the_pipelines_loop(solver):
     def denoise(x, sigma):
         return x / (1 + sigma**2) + 0.1
 
-    theirs = pipeline.sample(denoise, torch.from_numpy(noise), sigmas, solver)
+    theirs = pipeline.sample(denoise, torch.from_numpy(noise), sigmas, SampleConfig(solver=solver))
     np.testing.assert_allclose(solvers.integrate(denoise, noise, sigmas, solver), theirs.numpy(), rtol=1e-12)
 
 
@@ -103,8 +103,10 @@ def in_torch(exported, prompts, given_video, seed, solver, guidance, augment_sig
     counts, levels = torch.full((len(prompts),), n), torch.full((len(prompts),), augment_sigma)
     condition = give_frames(condition, x0, counts, levels, augment_noise)
     null_text = encoder.encode([None] * len(prompts))
-    denoise = pipeline.guided(exported.denoiser, condition, null_text, guidance, x0)
-    x0 = pipeline.sample(denoise, noise, pipeline.schedule(config.diffusion, 6), solver)
+    settings = SampleConfig(solver=solver, num_steps=6)
+    sigmas = pipeline.schedule(config.diffusion, settings)
+    denoise = pipeline.guided(exported.denoiser, noise, sigmas, condition, null_text, guidance, x0)
+    x0 = pipeline.sample(denoise, noise, sigmas, settings)
     return x0, exported.tokenizer.decode(unscale_latents(x0, config.diffusion.sigma_data))
 
 
@@ -322,8 +324,10 @@ def test_a_text2world_model_is_exported_without_the_inputs_for_given_frames(expo
     encoder = WordsEncoder(config.text.length, config.text.width)
     noise = pipeline.noise_from_seed(4, 0, (16, 3, 4, 4))[None]
     condition = text_condition(encoder.encode(PROMPTS[:1]), noise, torch.full((1,), config.clip.fps))
-    denoise = pipeline.guided(denoiser, condition, encoder.encode([None]), 1.5)
-    expected = pipeline.sample(denoise, noise, pipeline.schedule(config.diffusion, 4), "res_2ab")
+    settings = SampleConfig(solver="res_2ab", num_steps=4)
+    sigmas = pipeline.schedule(config.diffusion, settings)
+    denoise = pipeline.guided(denoiser, noise, sigmas, condition, encoder.encode([None]), 1.5)
+    expected = pipeline.sample(denoise, noise, sigmas, settings)
     made = sample(bundle, PROMPTS[:1], seed=4, num_steps=4, guidance=1.5, solver="res_2ab")
     assert compare("latents", expected.numpy(), made.x0, SAMPLING_LIMIT).ok
     with pytest.raises(BundleError, match="takes no frames"):

@@ -2,6 +2,7 @@ import ast
 import math
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -61,11 +62,14 @@ def both(sigma):
 
 def seen(denoiser, *arguments, **condition):
     """D, and what the network met (its input) and said (F) on the way to it."""
-    met = {}
-    hook = denoiser.network.register_forward_hook(lambda _, given_, F: met.update(input=given_[0], told=given_[1], F=F))
-    D = denoiser(*arguments, **condition)
-    hook.remove()
-    return D, met["input"], met["told"], met["F"]
+    network = denoiser.network
+    with (
+        mock.patch.object(network, "run", wraps=network.run) as run,
+        mock.patch.object(network, "modulations", wraps=network.modulations) as modulations,
+    ):
+        D = denoiser(*arguments, **condition)
+    (network_input, *rest), (told,) = run.call_args.args, modulations.call_args.args
+    return D, network_input, told, network.run(network_input, *rest)
 
 
 @pytest.fixture(scope="module")

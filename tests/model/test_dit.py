@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmos_ref.blocks.attention import RMSNorm
 from cosmos_ref.config import PRESETS, ModelConfig, TextConfig
 from cosmos_ref.model.dit import CosmosDiT, grid_positions, token_grid
 from cosmos_ref.model.initialization import build_denoiser, build_uncertainty
@@ -138,9 +139,12 @@ def test_building_allocates_nothing():
 def test_prepared_once_it_serves_every_noise_level(network):
     given_ = inputs(SMALL)
     prepared = network.prepare(given_["text_embeddings"], given_["positions"], given_["fps"])
-    for seed in (10, 20):
-        x, c_noise = normal(seed, *given_["x"].shape), normal(seed + 1, 2)
-        assert torch.equal(network.run(x, c_noise, prepared), network(**given_ | {"x": x, "c_noise": c_noise}))
+    c_noise = normal(1, 3)
+    modulations = network.modulations(c_noise)
+    for level in range(3):
+        x = normal(10 + level, *given_["x"].shape)
+        expected = network(**given_ | {"x": x, "c_noise": c_noise[level].expand(2)})
+        torch.testing.assert_close(network.run(x, modulations.at(level), prepared), expected, **EXACT)
 
 
 @few
@@ -196,6 +200,33 @@ def test_tokens_run_over_width_first_then_height_then_time():
     positions = grid_positions((2, 3, 4), torch.device("cpu"))
     assert positions[[1, 4, 12]].tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
     assert token_grid(torch.zeros(1, 1, 2, 6, 8), (1, 2, 2)) == (2, 3, 4)
+
+
+def test_angles_in_bfloat16_are_off_as_far_as_nvidias():
+    """At 704x1280 and 121 frames, 7B's inference is 0.026 rad off on t, 0.074 on h, 0.15 on w."""
+    config = replace(
+        SMALL,
+        width=256,  # two heads of 128 channels
+        depth=1,
+        rope_ratios=(2.0, 1.0, 1.0),
+        max_tokens=(16, 44, 80),
+    )
+    positions, tables = grid_positions((16, 44, 80), torch.device("cpu")), []
+    for angles in ("bf16", "fp32"):
+        network = filled(CosmosDiT(replace(config, angles=angles))).float()
+        prepared = network.prepare(torch.zeros(1, 1, 6), positions, torch.tensor([24.0]))
+        tables.append(torch.complex(prepared.cos, prepared.sin)[0, :, :64])
+    error = (tables[0] / tables[1]).angle().abs().amax(dim=0)
+    worst = [axis.max().item() for axis in error.split([22, 21, 21])]
+    assert worst == pytest.approx([0.0255, 0.0740, 0.1481], abs=1e-4)
+
+
+def test_the_epsilon_of_queries_and_keys_is_theirs_alone(network):
+    given_ = inputs(SMALL)
+    other = filled(CosmosDiT(replace(SMALL, qk_norm_eps=1e-2)))
+    changed = {name: norm.eps for name, norm in other.named_modules() if isinstance(norm, RMSNorm) and norm.eps == 1e-2}
+    assert len(changed) == 4 * SMALL.depth and all(name.endswith(("norm_q", "norm_k")) for name in changed)
+    assert 1e-4 < (other(**given_) - network(**given_)).abs().max() < 1
 
 
 def parameters_with_gradient(network, config):

@@ -1,10 +1,14 @@
+from dataclasses import replace
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmos_ref.config import DiffusionConfig
+from cosmos_ref.config import DiffusionConfig, SampleConfig
 from cosmos_ref.equations.noise import karras_sigmas
+from cosmos_ref.pipelines.conventions import like
 from cosmos_ref.pipelines.sample import SOLVERS, guided, noise_from_seed, sample, schedule
 from tests.pipelines.micro import CONFIG, condition_of, micro
 from tests.strategies import normal, seeds
@@ -19,7 +23,8 @@ def gaussian_denoiser(x, sigma):
 
 
 def from_noise_one(solver, sigmas):
-    return sample(gaussian_denoiser, torch.ones(1, 1, 1, 1, 1).double(), sigmas, solver).item()
+    settings = SampleConfig(solver=solver)
+    return sample(gaussian_denoiser, torch.ones(1, 1, 1, 1, 1).double(), sigmas, settings).item()
 
 
 @pytest.mark.parametrize(
@@ -42,8 +47,9 @@ def test_heun_reaches_the_exact_value_on_gaussian_data():
 
 @pytest.mark.parametrize(("solver", "evaluations"), [("euler", 5), ("heun", 9), ("res_2ab", 5)])
 def test_a_solver_asks_the_denoiser_as_often_as_it_says_and_at_the_schedules_levels(solver, evaluations):
-    asked, sigmas = [], schedule(DiffusionConfig(), 5)
-    sample(lambda x, sigma: asked.append(sigma) or 0 * x, normal(0, 1, 1, 1, 1, 1), sigmas, solver)
+    asked, settings = [], SampleConfig(solver=solver, num_steps=5)
+    sigmas = schedule(DiffusionConfig(), settings)
+    sample(lambda x, sigma: asked.append(sigma) or 0 * x, normal(0, 1, 1, 1, 1, 1), sigmas, settings)
     assert len(asked) == evaluations
     assert set(asked) == set(sigmas.tolist()) - {0.0}
 
@@ -53,23 +59,74 @@ def test_a_solver_asks_the_denoiser_as_often_as_it_says_and_at_the_schedules_lev
 @given(seed=seeds, num_steps=st.integers(2, 9))
 def test_with_a_denoiser_that_knows_the_answer_every_solver_finds_it(solver, seed, num_steps):
     """Also where the noise is gone: the last step ends in D, not near it."""
-    answer = normal(seed, 1, 2, 2, 2, 2)
-    end = sample(
-        lambda x, sigma: answer, normal(seed + 1, *answer.shape), schedule(DiffusionConfig(), num_steps), solver
-    )
+    answer, settings_ = normal(seed, 1, 2, 2, 2, 2), SampleConfig(solver=solver, num_steps=num_steps)
+    sigmas = schedule(DiffusionConfig(), settings_)
+    end = sample(lambda x, sigma: answer, normal(seed + 1, *answer.shape), sigmas, settings_)
     torch.testing.assert_close(end, answer, rtol=0, atol=1e-11)  # float64, from numbers of up to 300
 
 
 def test_progress_sees_every_step():
-    steps = []
+    steps, settings = [], SampleConfig(num_steps=6)
     sample(
         gaussian_denoiser,
         normal(0, 1, 1, 1, 1, 1),
-        schedule(DiffusionConfig(), 6),
-        "euler",
+        schedule(DiffusionConfig(), settings),
+        settings,
         lambda levels: steps.append(len(levels)) or levels,
     )
     assert steps == [6]
+
+
+# --- what other samplers do
+
+
+def settings_like(name, **changes):
+    config = like(replace(CONFIG, diffusion=DiffusionConfig()), name)
+    return config.diffusion, replace(config.sample, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("nvidia", {"state": "fp32"}, 0.456869 * 80.00625 / 80),  # the flow is linear in its start
+        ("original", {}, 0.509678),
+        ("diffusers", {}, 0.461004),  # ends at noise of 0.002
+    ],
+)
+def test_each_implementations_conventions_reach_its_value_on_gaussian_data(name, changes, expected):
+    """Six digits are known, the first one's from noise of 80."""
+    diffusion, settings = settings_like(name, **changes)
+    end = sample(gaussian_denoiser, torch.ones(1, 1, 1, 1, 1).double(), schedule(diffusion, settings), settings)
+    assert end.item() == pytest.approx(expected, abs=6e-7)
+
+
+def test_a_state_in_bfloat16_is_rounded_before_each_call_and_at_the_end():
+    diffusion, settings = settings_like("nvidia", num_steps=5)
+    met = []
+    end = sample(
+        lambda x, sigma: met.append(x) or gaussian_denoiser(x, sigma),
+        normal(3, 2, 1, 1, 2, 2),
+        schedule(diffusion, settings),
+        settings,
+    )
+    assert len(met) == 5
+    for x in (*met, end):
+        assert x.dtype == torch.float64 and torch.equal(x, x.bfloat16().double())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_last_step_of_no_length_is_not_taken(solver):
+    """It ends where the same levels without it end, and the network is asked no more often."""
+    settings_ = SampleConfig(solver=solver, num_steps=4, last_sigma="sigma_min")
+    sigmas, asked = schedule(DiffusionConfig(), settings_), []
+    assert sigmas[-1] == sigmas[-2] == pytest.approx(0.002)
+
+    def ends(sigmas):
+        asked.clear()
+        return sample(lambda x, sigma: asked.append(sigma) or torch.sin(x), normal(4, 1, 1, 1, 1, 1), sigmas, settings_)
+
+    whole, calls = ends(sigmas), len(asked)
+    assert torch.equal(whole, ends(sigmas[:-1])) and calls == len(asked)
 
 
 # --- guidance
@@ -82,12 +139,12 @@ def model():
 
 def guided_D(model, text, null_text, guidance):
     """D at a random sample, and the batch sizes of the denoiser's calls."""
-    batches = []
-    hook = model.denoiser.register_forward_pre_hook(lambda _, arguments: batches.append(len(arguments[0])))
     x = normal(5, 2, 16, 3, 4, 4).float()
-    D = guided(model.denoiser, condition_of(text), null_text, guidance)(x, 1.3)
-    hook.remove()
-    return D, batches
+    with mock.patch.object(model.denoiser, "run", wraps=model.denoiser.run) as run:
+        D = guided(
+            model.denoiser, x, torch.tensor([1.3], dtype=torch.float64), condition_of(text), null_text, guidance
+        )(x, 1.3)
+    return D, [len(call.args[0]) for call in run.call_args_list]
 
 
 TEXT, NULL = normal(1, 2, 24, 16).float(), normal(2, 2, 24, 16).float()
@@ -135,7 +192,7 @@ def test_noise_of_another_seed_or_index_is_other_noise(seed, index):
 
 
 def test_schedule_is_the_diffusions():
-    sigmas = schedule(CONFIG.diffusion, 4)
+    sigmas = schedule(CONFIG.diffusion, CONFIG.sample)
     assert (len(sigmas), sigmas[-1]) == (5, 0)
     assert sigmas[0].item() == pytest.approx(CONFIG.diffusion.sigma_max)
     assert sigmas[3].item() == pytest.approx(CONFIG.diffusion.sigma_min)

@@ -1,6 +1,7 @@
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import scale_latents
 from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.video2world import video2world
-from cosmos_ref.pipelines.world_model import load_world_model
+from cosmos_ref.pipelines.world_model import in_memory, load_world_model
 from tests.pipelines.micro import CONFIG, micro, moving_waves
 
 CLIP, SETTINGS = CONFIG.clip, CONFIG.sample
@@ -103,15 +104,28 @@ def test_given_frames_are_held_only_down_to_their_own_noise():
 
 def test_the_network_sees_the_given_frames_with_their_noise_on():
     """The same at every step, of size augment_sigma; the frames held in the estimate have none."""
-    given, met = moving_waves(4, frames=3), []
-    hook = micro().denoiser.register_forward_pre_hook(
-        lambda *call: met.append(call[2]["given_latents"][:1, :, :2]), with_kwargs=True
-    )
-    from_frames(given, None, augment_sigma=0.3)
-    hook.remove()
-    noise = (met[0] - scale_latents(micro().tokenizer.encode(given), S)) / 0.3
-    assert noise.std().item() == pytest.approx(1, abs=0.15)  # of 512 numbers: 0.15 is five deviations
-    assert all(torch.equal(each, met[0]) for each in met)
+    seen = noise_on_given_frames(augment_sigma=0.3)
+    assert seen[0].std().item() == pytest.approx(1, abs=0.15)  # of 512 numbers: 0.15 is five deviations
+    assert all(torch.equal(each, seen[0]) for each in seen)
+
+
+def test_fresh_noise_on_given_frames_is_new_in_every_branch_of_every_step():
+    """The sampler's own start is the same as with fixed noise, and so is what the first branch sees first."""
+    seen = torch.stack(noise_on_given_frames(augment_sigma=0.3, given_noise="fresh", num_steps=4)).flatten(1)
+    assert len(seen) == 2 * 4
+    correlations = torch.corrcoef(seen) - torch.eye(8)
+    assert correlations.abs().max() < 0.23  # 512 numbers each: 0.044 is chance, times five
+    assert all(each.std().item() == pytest.approx(1, abs=0.15) for each in seen)
+
+
+def noise_on_given_frames(**settings):
+    """Unit noise on the two given latent frames, for every branch of every call."""
+    given, denoiser = moving_waves(4, frames=3), micro().denoiser
+    with mock.patch.object(denoiser, "run", wraps=denoiser.run) as run:
+        from_frames(given, None, **settings)
+    clean = scale_latents(micro().tokenizer.encode(given), S)
+    branches = [branch for call in run.call_args_list for branch in call.kwargs["given_latents"][:, None, :, :2]]
+    return [(branch - clean) / settings["augment_sigma"] for branch in branches]
 
 
 def test_how_it_goes_on_depends_on_the_given_frames():
@@ -177,9 +191,9 @@ def test_a_text2world_model_makes_worlds_from_text():
 @pytest.mark.parametrize("given", [0, 3])
 def test_everything_is_brought_to_the_device_of_the_model(given):
     """On the meta device nothing is computed, but tensors of another device are refused as on a GPU."""
-    model = deepcopy(micro())
-    for module in (model.denoiser, model.uncertainty, model.tokenizer):
-        module.to("meta")
+    model = micro()
+    denoiser, tokenizer = (deepcopy(part).to("meta") for part in (model.denoiser, model.tokenizer))
+    model = in_memory(model.config, denoiser, tokenizer, model.text_encoder)
     if given:
         video = from_frames(moving_waves(0, frames=given), None, model=model).video
     else:
@@ -197,7 +211,6 @@ def test_a_saved_model_makes_the_same_world_with_its_averaged_weights(kind, tmp_
     tensors = {
         "model": noise,  # what training left; sampling must take the average
         "ema": model.denoiser.state_dict(),
-        "uncertainty": model.uncertainty.state_dict(),
         "tokenizer": model.tokenizer.state_dict(),
         "optimizer": {},
     }
@@ -206,5 +219,3 @@ def test_a_saved_model_makes_the_same_world_with_its_averaged_weights(kind, tmp_
     assert not any(p.requires_grad for p in loaded.denoiser.parameters())
     ours, theirs = (text2world(each, ["a red ball"], CLIP, SETTINGS) for each in (model, loaded))
     assert torch.equal(ours.video, theirs.video)
-    sigma = torch.tensor([0.1, 3.0])
-    assert torch.equal(loaded.uncertainty(sigma), model.uncertainty(sigma))
