@@ -5,11 +5,9 @@ from torch import Tensor, nn
 
 from cosmos_ref.blocks.causal_conv import Past, PointwiseConv3d
 from cosmos_ref.config import ConvTokenizerConfig
-from cosmos_ref.equations.causal import latent_length
 from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Latents, Video
-from cosmos_ref.tokenizer.decoder import Decoder
-from cosmos_ref.tokenizer.encoder import Encoder
+from cosmos_ref.tokenizer.autoencoder import build_decoder, build_encoder, check_video
 
 
 class ContinuousTokenizer(nn.Module):
@@ -23,14 +21,17 @@ class ContinuousTokenizer(nn.Module):
 
     def __init__(self, config: ConvTokenizerConfig):
         super().__init__()
+        if config.fsq_levels:
+            raise UserError(
+                f"fsq_levels {config.fsq_levels} make a discrete tokenizer: a continuous one has none, leave them empty"
+            )
         self.temporal_factor = config.temporal_factor
         self.spatial_factor = config.spatial_factor
         self.channels = channels = config.channels
-        levels, strides, num_blocks = config.patch_levels, config.strides, config.num_blocks
-        self.encoder = Encoder(levels, config.encoder_widths, strides, num_blocks, channels)
+        self.encoder = build_encoder(config)
         self.quant_conv = PointwiseConv3d(channels, channels)
         self.post_quant_conv = PointwiseConv3d(channels, channels)
-        self.decoder = Decoder(levels, config.decoder_widths, strides[::-1], num_blocks + 1, channels)
+        self.decoder = build_decoder(config)
         self.register_buffer("mean", torch.zeros(channels, config.latent_frames))
         self.register_buffer("std", torch.ones(channels, config.latent_frames))
 
@@ -42,7 +43,7 @@ class ContinuousTokenizer(nn.Module):
         Raises:
             UserError: if the clip's length is not 1 + k * temporal_factor or its sides do not divide.
         """
-        _check_video(video, past, self.temporal_factor, self.spatial_factor)
+        check_video(video, past, self.temporal_factor, self.spatial_factor)
         latents = self.quant_conv(self.encoder(video, past))
         mean, std = self._statistics(latents, past)
         return (latents - mean) / std
@@ -65,15 +66,3 @@ class ContinuousTokenizer(nn.Module):
         if past is not None:
             past.latent_frames += frames
         return self.mean[:, frame, None, None].to(latents), self.std[:, frame, None, None].to(latents)
-
-
-def _check_video(video: Video, past: Past | None, temporal_factor: int, spatial_factor: int) -> None:
-    """Refuse a clip, or a later chunk of one, that does not fit the grid of latents."""
-    frames = video.shape[2]
-    if past is None or not past.latent_frames:
-        latent_length(frames, temporal_factor)
-    elif frames < 1 or frames % temporal_factor:
-        raise UserError(f"a later chunk of {frames} frames does not fit: it must be a multiple of {temporal_factor}")
-    for name, size in zip(("height", "width"), video.shape[3:], strict=True):
-        if size < 1 or size % spatial_factor:
-            raise UserError(f"{name} {size} does not fit: it must be a multiple of {spatial_factor}")
