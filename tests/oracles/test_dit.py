@@ -1,7 +1,6 @@
 """Our network against diffusers' CosmosTransformer3DModel: same weights, same inputs, same outputs and gradients."""
 
 from dataclasses import replace
-from unittest import mock
 
 import pytest
 import torch
@@ -10,10 +9,10 @@ from diffusers.loaders.single_file_utils import convert_cosmos_transformer_check
 from hypothesis import currently_in_test_context, given, settings, target
 from hypothesis import strategies as st
 
-from cosmos_ref.blocks.attention import NORM_EPS
 from cosmos_ref.config import PRESETS, HaarPCAConfig, ModelConfig, TextConfig
 from cosmos_ref.interop.names import diffusers_config, from_ours, to_ours
 from cosmos_ref.model.dit import CosmosDiT, grid_positions, token_grid
+from cosmos_ref.pipelines.conventions import like
 from tests.blocks.filled import filled
 from tests.oracles.promotion import float32_means_float64
 from tests.strategies import normal, seeds
@@ -39,6 +38,7 @@ def model_configs(draw):
         num_heads=num_heads,
         text_width=2 * draw(st.integers(1, 6)),
         adaln_lora_dim=draw(st.integers(1, 8)),
+        qk_norm_eps=draw(st.sampled_from([1e-6, 1e-5])),
         video2world=draw(st.booleans()),
         channels=draw(st.integers(1, 4)),
         mlp_ratio=draw(st.sampled_from([1.0, 2.5, 4.0])),
@@ -61,7 +61,7 @@ cases = st.fixed_dictionaries(
 
 
 def theirs_from(ours, config, dtype):
-    """diffusers' network with the weights of ours, and which of its parameters is which of ours."""
+    """diffusers' network with the weights and epsilons of ours, and which of its parameters is which of ours."""
     arguments = {key: value for key, value in diffusers_config(config).items() if key != "_class_name"}
     oracle = CosmosTransformer3DModel(**arguments).to(dtype)
     shapes = {name: tuple(tensor.shape) for name, tensor in oracle.state_dict().items()}
@@ -71,7 +71,7 @@ def theirs_from(ours, config, dtype):
     state = ours.state_dict()
     oracle.load_state_dict({theirs: state[name].to(dtype) for theirs, name in names.items()})
     for norm in norms_of_queries_and_keys(oracle):
-        norm.eps = NORM_EPS
+        norm.eps = config.model.qk_norm_eps
     return oracle, names
 
 
@@ -176,13 +176,16 @@ CASE = {
 
 
 def test_diffusers_normalises_queries_and_keys_with_another_epsilon_than_nvidia():
-    """1e-5, its Attention's default; NVIDIA's code says 1e-6, as ours does. The comparison would see it."""
-    config = preset_of(CASE["model"])
+    """1e-5, its Attention's default; NVIDIA's code says 1e-6, as ours does by default. The comparison would see it."""
+    config = like(preset_of(CASE["model"]), "diffusers")
     oracle = CosmosTransformer3DModel.from_config(diffusers_config(config))
-    assert {norm.eps for norm in norms_of_queries_and_keys(oracle)} == {1e-5}
-    with float32_means_float64(), mock.patch(f"{__name__}.NORM_EPS", 1e-5):
-        output, _ = errors(CASE, torch.float64)
-    assert 1e-8 < output < 1e-3
+    assert {norm.eps for norm in norms_of_queries_and_keys(oracle)} == {config.model.qk_norm_eps} == {1e-5}
+    given_, networks = draw_inputs(**CASE), [CosmosDiT(model) for model in (CASE["model"], config.model)]
+    with float32_means_float64():
+        oracle, _ = theirs_from(filled(networks[0]), config, torch.float64)
+        expected = call_theirs(oracle, given_, True)
+    other, same = (relative_error(call_ours(filled(network), given_), expected) for network in networks)
+    assert same < 1e-9 and 1e-8 < other < 1e-3
 
 
 def test_the_padding_mask_is_resized_to_the_nearest_pixel():
