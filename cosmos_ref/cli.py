@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cosmos_ref.config import (
+    PRESETS,
     ClipConfig,
     Config,
     DiffusionConfig,
@@ -124,81 +125,92 @@ def train_from(name: str) -> Callable[..., None]:
     return train
 
 
-def sample(
-    weights: Path,
-    out: Path,
-    prompt: str | None = None,
-    negative_prompt: str | None = None,
-    frames: Path | None = None,
-    given: int | None = None,
-    resize: bool = False,
-    num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    fps: float | None = None,
-    solver: Literal["euler", "heun", "res_2ab"] | None = None,
-    num_steps: int | None = None,
-    guidance: float | None = None,
-    augment_sigma: float | None = None,
-    seed: int | None = None,
-    t5: Path | None = None,
-    device: str = "cpu",
+@dataclass(frozen=True)
+class Request:
+    """Generate a clip, from a prompt or from the last frames of a video. What is not said is the preset's."""
+
+    weights: Path
+    """Folder of a checkpoint or of a training run; with --preset, a release of NVIDIA's or diffusers'."""
+    out: Path
+    """File to write; .mp4, .gif, or .png for a strip of frames."""
+    prompt: str | None = None
+    """What the clip shows; without one, Video2World goes on without text."""
+    negative_prompt: str | None = None
+    """What to lead away from."""
+    frames: Path | None = None
+    """Video or image to go on from (Video2World); its last frames are used."""
+    given: int | None = None
+    """How many of its frames to use: 1 + k * temporal_factor, for Cosmos 1 or 9."""
+    clips: int = 1
+    """Clips in the video, each going on from the last frames of the one before."""
+    resize: bool = False
+    """Resize and crop the given frames to the clip's size."""
+    num_frames: int | None = None
+    """Length of a clip: 1 + k * temporal_factor."""
+    height: int | None = None
+    """Height in pixels."""
+    width: int | None = None
+    """Width in pixels."""
+    fps: float | None = None
+    """Frames a second; with given frames, theirs."""
+    solver: Literal["euler", "heun", "res_2ab"] | None = None
+    """How the steps are taken."""
+    num_steps: int | None = None
+    """Noise levels of the sampler."""
+    guidance: float | None = None
+    """g in D_c + g (D_c - D_u); 0 is none."""
+    augment_sigma: float | None = None
+    """Noise on the given frames."""
+    seed: int | None = None
+    """Which noise to start from."""
+    like: Literal["nvidia", "original", "diffusers"] | None = None
+    """Sample as another implementation does: its solver, steps, noise levels and roundings."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the denoiser's weights and matrix products."""
+    preset: str | None = None
+    """What a release is: 7b, 7b-video2world, 14b or 14b-video2world."""
+    tokenizer: Path | None = None
+    """Folder of a release's tokenizer, where it is not with the weights."""
+    allow_torchscript: bool = False
+    """Open a tokenizer that came as TorchScript. It may run code: only from a source that you trust."""
+    t5: Path | None = None
+    """Local folder of the T5 encoder, where it is not with the weights."""
+    text_embeddings: Path | None = None
+    """Embeddings of the prompts, written by `cosmos-ref encode-text`, instead of a text encoder."""
+    offload: Literal["none", "cpu", "disk"] = "none"
+    """Parts of the model that are not in use: they stay, wait in the CPU's memory, or are read again."""
+    max_memory: float | None = None
+    """GiB that may be used; without it, what is free."""
+    device: str = "cpu"
+    """Where to run: cpu, or cuda where there is a GPU."""
+
+
+def sample(request: Annotated[Request, tyro.conf.arg(name="")]) -> None:
+    """Generate a clip, from a prompt or from the last frames of a video. What is not said is the preset's."""
+    from cosmos_ref.generate import generate
+
+    generate(request, Console(), progress)
+
+
+def encode_text(
+    prompts: Annotated[list[str], tyro.conf.Positional], out: Path, t5: Path, preset: str = "7b", device: str = "cpu"
 ) -> None:
-    """Generate a clip, from a prompt or from the last frames of a video. What is not said is the preset's.
+    """Encode prompts once, for `sample --text-embeddings`: the text encoder is larger than some models.
 
     Args:
-        weights: folder of a checkpoint or of a training run.
-        out: file to write; .mp4, .gif, or .png for a strip of frames.
-        prompt: what the clip shows; without one, Video2World goes on without text.
-        negative_prompt: what to lead away from.
-        frames: video or image to go on from (Video2World); its last frames are used.
-        given: how many of its frames to use: 1 + k * temporal_factor.
-        resize: resize and crop the given frames to the clip's size.
-        num_frames: length of the clip: 1 + k * temporal_factor.
-        height: height in pixels.
-        width: width in pixels.
-        fps: frames a second; with given frames, theirs.
-        solver: how the steps are taken.
-        num_steps: noise levels of the sampler.
-        guidance: g in D_c + g (D_c - D_u); 0 is none.
-        augment_sigma: noise on the given frames.
-        seed: which noise to start from.
-        t5: local folder of the T5 encoder, for presets that use it.
+        prompts: prompts, and the negative prompt if one is used.
+        out: safetensors file to write, with a tensor for each prompt.
+        t5: local folder of the T5 encoder.
+        preset: the model that the embeddings are for.
         device: where to run.
     """
-    from cosmos_ref.pipelines.text2world import text2world
-    from cosmos_ref.pipelines.video2world import video2world
-    from cosmos_ref.pipelines.world_model import load_world_model
-    from cosmos_ref.video_io import check_output, read_clip, write_video
+    from cosmos_ref.conditioning.text import build_text_encoder
+    from cosmos_ref.conditioning.text_table import write_text_table
+    from cosmos_ref.model.initialization import find_device
 
-    check_output(out)
-    if prompt is None and frames is None:
-        raise UserError("there is nothing to generate from: give --prompt, --frames or both")
-    if given is not None and frames is None:
-        raise UserError("--given counts the frames to use of --frames, and there are none")
-    model = load_world_model(weights, t5, device)
-    config = model.config
-    chosen = dict(frames=num_frames, height=height, width=width, fps=fps)
-    clip = replace(config.clip, **{name: value for name, value in chosen.items() if value is not None})
-    chosen = dict(solver=solver, num_steps=num_steps, guidance=guidance, augment_sigma=augment_sigma, seed=seed)
-    settings = replace(config.sample, **{name: value for name, value in chosen.items() if value is not None})
-    if frames is None:
-        video = text2world(model, [prompt], clip, settings, negative_prompt, progress).video
-    else:
-        trained_for = 1 + (len(config.train.given_latents) - 2) * config.tokenizer.temporal_factor
-        source = read_clip(
-            frames,
-            frames=trained_for if given is None else given,
-            from_end=True,
-            height=clip.height,
-            width=clip.width,
-            resize=resize,
-        )
-        if fps is None:
-            clip = replace(clip, fps=source.fps)
-        video = video2world(model, source.video[None], [prompt], clip, settings, negative_prompt, progress).video
-    write_video(out, video[0], clip.fps)
-    Console().print(f"{out}: {clip.frames} frames of {clip.height}x{clip.width} at {clip.fps:g} fps", soft_wrap=True)
+    encoder = build_text_encoder(PRESETS[preset].text, t5).to(find_device(device))
+    write_text_table(out, encoder, prompts)
+    Console().print(f"{out}: {len(prompts)} prompt(s), use it by `cosmos-ref sample --text-embeddings {out}`")
 
 
 def tokenize(
@@ -289,6 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
             "doctor": doctor,
             "train": train_from(requested_preset(arguments) if arguments[:1] == ["train"] else "tiny"),
             "sample": sample,
+            "encode-text": encode_text,
             "tokenize": tokenize,
             "export": export,
         }

@@ -144,10 +144,13 @@ class ClipConfig:
     height: int = 32
     width: int = 32
     fps: float = 24.0
+    fps_range: tuple[float, float] = (0.01, 1000.0)
+    """Frame rates that a model was made for."""
 
     def __post_init__(self):
-        if not 0.01 <= self.fps <= 1000:
-            raise UserError(f"fps {self.fps:g} is not a frame rate: give one from 0.01 to 1000, Cosmos takes 12 to 40")
+        low, high = self.fps_range
+        if not low <= self.fps <= high:
+            raise UserError(f"fps {self.fps:g} is not accepted: give a frame rate from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class SampleConfig:
     """Noise on given frames."""
     seed: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the denoiser's weights and matrix products."""
+    """Of weights and matrix products: of the denoiser, and of a tokenizer or text encoder with weights."""
     last_sigma: Literal["zero", "sigma_min"] = "zero"
     """Where the last step ends; at `sigma_min` it does nothing, and that much noise is left."""
     initial_noise: Literal["sigma_max", "total"] = "sigma_max"
@@ -281,7 +284,7 @@ def _cosmos(name: str, video2world: bool) -> Config:
         ),
         tokenizer=TOKENIZERS["CV8x8x8"],
         text=TextConfig(encoder="t5", length=512, width=1024),
-        clip=ClipConfig(frames=121, height=704, width=1280, fps=24.0),
+        clip=ClipConfig(frames=121, height=704, width=1280, fps=24.0, fps_range=(12.0, 40.0)),
         train=TrainConfig(
             num_steps=2000,
             batch_size=1,

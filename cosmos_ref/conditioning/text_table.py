@@ -37,7 +37,7 @@ class TextTable:
                 for prompt in table.keys():  # noqa: SIM118 (not a mapping)
                     self.rows[prompt] = self._checked(prompt, table.get_tensor(prompt))
         except (SafetensorError, OSError) as error:
-            raise UserError(f"text embeddings {file} are no whole safetensors file ({error}): write them again") from None
+            raise UserError(f"{file} is no whole safetensors file ({error}): write the embeddings again") from None
 
     def encode(self, prompts: Sequence[str | None]) -> Float[Tensor, "B M E"]:
         """The embeddings of each prompt as float32, zeros behind its rows; None is the null text, all zeros.

@@ -10,9 +10,8 @@ from cosmos_ref.conditioning.condition import Condition, give_frames, text_condi
 from cosmos_ref.config import ClipConfig, SampleConfig, latent_shape
 from cosmos_ref.equations.causal import latent_length
 from cosmos_ref.errors import UserError
-from cosmos_ref.model.denoiser import Video2WorldDenoiser, scale_latents, unscale_latents
-from cosmos_ref.pipelines.sample import guided, noise_from_seed, sample, schedule
-from cosmos_ref.pipelines.text2world import Generated
+from cosmos_ref.pipelines.sample import noise_from_seed
+from cosmos_ref.pipelines.text2world import Generated, denoise_fully
 from cosmos_ref.pipelines.world_model import WorldModel
 from cosmos_ref.shapes import Latents, Video
 
@@ -43,17 +42,17 @@ def video2world(
     Raises:
         UserError: if the model takes no frames, or their number or size does not fit, or that of the prompts.
     """
-    if not isinstance(model.denoiser, Video2WorldDenoiser):
+    if not model.config.model.video2world:
         raise UserError(f"preset {model.config.name!r} is a Text2World model: it takes no frames, only a prompt")
     B, _, frames, height, width = video.shape
     if len(prompts) != B:
         raise UserError(f"{len(prompts)} prompts for {B} given clips: give each clip one, or None")
-    given = latent_length(frames, model.tokenizer.temporal_factor)
+    given = latent_length(frames, model.config.tokenizer.temporal_factor)
     shape = latent_shape(model.config, replace(clip, height=height, width=width))
     if given >= shape[1]:
         raise UserError(f"{frames} given frames leave nothing to generate in a clip of {clip.frames}: give fewer")
-    text = model.text_encoder.encode(prompts).to(model.device)
-    null_text = model.text_encoder.encode([negative_prompt] * B).to(model.device)
+    text = model.encode_prompts(prompts)
+    null_text = model.encode_prompts([negative_prompt] * B)
     streams = count()
 
     def draw() -> Latents:
@@ -63,8 +62,7 @@ def video2world(
 
     noise = draw()
     clean = torch.zeros_like(noise)
-    encoded = model.tokenizer.encode(video.to(model.device))
-    clean[:, :, :given] = scale_latents(encoded, model.config.diffusion.sigma_data)
+    clean[:, :, :given] = model.encode(video)
     counts = torch.full((B,), given, device=model.device)
     augment_sigma = noise.new_full((B,), settings.augment_sigma)
     told = text_condition(text, noise, noise.new_full((B,), clip.fps))
@@ -73,8 +71,35 @@ def video2world(
         """The condition, with new noise on the given frames."""
         return give_frames(told, clean, counts, augment_sigma, draw())
 
-    sigmas = schedule(model.config.diffusion, settings)
     fresh = (lambda: give()["given_latents"]) if settings.given_noise == "fresh" else None
-    denoise = guided(model.denoiser, noise, sigmas, give(), null_text, settings.guidance, clean, fresh)
-    x0 = sample(denoise, noise, sigmas, settings, progress)
-    return Generated(model.tokenizer.decode(unscale_latents(x0, model.config.diffusion.sigma_data)), x0)
+    x0 = denoise_fully(model, noise, give(), null_text, settings, clean, fresh, progress)
+    return Generated(model.decode(x0), x0)
+
+
+def extend(
+    model: WorldModel,
+    video: Video,
+    given: int,
+    prompts: Sequence[str | None],
+    clip: ClipConfig,
+    settings: SampleConfig,
+    negative_prompt: str | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Video:
+    """The video with a clip more, which goes on from its last `given` frames; they are not shown twice.
+
+    Args:
+        model: trained Video2World model.
+        video: what there is.
+        given: frames to go on from, 1 + (n - 1) * temporal_factor.
+        prompts: what happens next, one a video; None is the null text.
+        clip: length and frame rate of the clip that is added, the given frames included.
+        settings: as of `video2world`; the seed should not be that of the clip before.
+        negative_prompt: what guidance leads away from, instead of the null text.
+        progress: wraps the solver's steps.
+
+    Raises:
+        UserError: as `video2world`.
+    """
+    more = video2world(model, video[:, :, -given:], prompts, clip, settings, negative_prompt, progress).video
+    return torch.cat([video, more[:, :, given:].to(video)], dim=2)

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from torch import Tensor
+
 from cosmos_ref.shapes import Latents, Video
 
 
@@ -14,6 +16,8 @@ class VideoTokenizer(Protocol):
     """Pixels per latent pixel."""
     channels: int
     """Latent channels."""
+    mean: Tensor
+    """Statistics of the latents, and with them the device and the precision that it works in."""
 
     def encode(self, video: Video) -> Latents:
         """Standardised latents (zero mean, unit variance per channel) of a video in [-1, 1]."""

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cosmos_ref.conditioning.text import build_text_encoder
-from cosmos_ref.model.initialization import build_uncertainty
 from cosmos_ref.pipelines.video2world import video2world
-from cosmos_ref.pipelines.world_model import WorldModel
+from cosmos_ref.pipelines.world_model import in_memory
 from cosmos_ref.video_io import read_clip
 
 
@@ -67,8 +66,7 @@ def test_a_fine_checkerboard_shrunk_forty_times_is_grey():
 
 def test_a_file_is_continued_as_pytorch_continues_it(exported, tmp_path):
     path, config = film(tmp_path / "a.mp4", quarter_turn=True), exported.config
-    encoder, unused = build_text_encoder(config.text), build_uncertainty(config)
-    model = WorldModel(config, exported.denoiser, unused, exported.tokenizer, encoder)
+    model = in_memory(config, exported.denoiser, exported.tokenizer, build_text_encoder(config.text))
     clip, settings = config.clip, replace(config.sample, num_steps=6, augment_sigma=0.1, seed=2**64 - 1)
     ours = read_clip(path, frames=3, from_end=True, height=clip.height, width=clip.width, resize=True).video[None]
     expected = video2world(model, ours, ["a red marble"], clip, settings)

@@ -8,7 +8,7 @@ import torch
 from cosmos_ref.conditioning.text import build_text_encoder
 from cosmos_ref.config import PRESETS, Config
 from cosmos_ref.model.initialization import new_model
-from cosmos_ref.pipelines.world_model import WorldModel
+from cosmos_ref.pipelines.world_model import WorldModel, in_memory
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from tests.strategies import normal
 
@@ -27,15 +27,14 @@ def moving_waves(seed: int, clips: int = 1, frames: int = 5) -> torch.Tensor:
 def micro(video2world: bool = True) -> WorldModel:
     """The micro preset with its AdaLN opened, so that noise level and text are felt."""
     config: Config = replace(CONFIG, model=replace(CONFIG.model, video2world=video2world))
-    denoiser, uncertainty = new_model(config, torch.Generator().manual_seed(0))
+    denoiser, _ = new_model(config, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for i, (name, weight) in enumerate(denoiser.named_parameters()):
             if ".up." in name or "noise_embedding.linear" in name:
                 weight.copy_(normal(i, *weight.shape) / weight.shape[1] ** 0.5)
-    for module in (denoiser, uncertainty):
-        module.eval().requires_grad_(False)
+    denoiser.eval().requires_grad_(False)
     tokenizer = HaarPCATokenizer.fit(config.tokenizer, moving_waves(0, clips=8))
-    return WorldModel(config, denoiser, uncertainty, tokenizer, build_text_encoder(config.text))
+    return in_memory(config, denoiser, tokenizer, build_text_encoder(config.text))
 
 
 def condition_of(text: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,0 +1,160 @@
+"""What `cosmos-ref sample` does: find the parts of a model, plan its memory, make the clip, write it."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
+from cosmos_ref.conditioning.text import build_text_encoder
+from cosmos_ref.conditioning.text_table import TextTable
+from cosmos_ref.config import Config, latent_shape, preset
+from cosmos_ref.doctor import memory
+from cosmos_ref.equations.causal import clip_length
+from cosmos_ref.errors import UserError
+from cosmos_ref.interop.released import open_release
+from cosmos_ref.model.initialization import find_device
+from cosmos_ref.pipelines.conventions import like
+from cosmos_ref.pipelines.memory import GIB, MIB, NAMES, MemoryPlan, check_memory, plan_memory
+from cosmos_ref.pipelines.text2world import text2world
+from cosmos_ref.pipelines.video2world import extend, video2world
+from cosmos_ref.pipelines.world_model import DTYPES, Part, WorldModel, checkpoint_parts
+from cosmos_ref.shapes import Video
+from cosmos_ref.video_io import Clip, check_output, probe, read_clip, write_video
+
+if TYPE_CHECKING:
+    from cosmos_ref.cli import Request
+
+Progress = Callable[[Iterable], Iterable]
+
+
+def generate(request: "Request", console: Console, progress: Progress) -> None:
+    """Make a clip and write it.
+
+    Raises:
+        UserError: something that was asked for cannot be had.
+    """
+    check_output(request.out)
+    if request.prompt is None and request.frames is None:
+        raise UserError("there is nothing to generate from: give --prompt, --frames or both")
+    if request.given is not None and request.frames is None and request.clips == 1:
+        raise UserError("--given counts the frames to use of --frames, and there are none")
+    device = find_device(request.device)
+    config, load, weights = find_parts(request, device)
+    given = None if request.frames is None else read_given(request, config)
+    if given is not None and request.fps is None:
+        config = replace(config, clip=replace(config.clip, fps=given.fps))
+    latent_shape(config, config.clip)
+    if request.clips > 1 and not config.model.video2world:
+        raise UserError(f"{config.name} is a Text2World model: it makes one clip, and cannot go on from it")
+    budget = request.max_memory * GIB if request.max_memory else free_memory(device)
+    plan = plan_memory(config, weights, request.offload, budget)
+    console.print(memory_table(plan, budget))
+    check_memory(plan, budget)
+    model = WorldModel(config, load, device, request.offload, plan.tokenizer)
+    video = make(model, request, given, progress)
+    write_video(request.out, video[0], config.clip.fps)
+    _, frames, height, width = video[0].shape
+    console.print(f"{request.out}: {frames} frames of {height}x{width} at {config.clip.fps:g} fps", soft_wrap=True)
+
+
+def find_parts(
+    request: "Request", device: torch.device
+) -> tuple[Config, dict[Part, Callable[[], Any]], Mapping[Part, int]]:
+    """The configuration, what loads each part, and the bytes of each part's weights; no weights are read yet."""
+    if request.preset is None:
+        for option in ("tokenizer", "allow_torchscript"):
+            if getattr(request, option):
+                raise UserError(f"--{option.replace('_', '-')} is for a release: name what it is by --preset")
+        folder = find_checkpoint(request.weights)
+        config = settle(read_checkpoint(folder, names=()).config, request)
+        load, weights = checkpoint_parts(folder, config, device, request.t5)
+    else:
+        config = settle(preset(request.preset), request)
+        release = open_release(
+            request.weights,
+            config,
+            tokenizer=request.tokenizer,
+            t5=request.t5,
+            precision=DTYPES[config.sample.precision],
+            device=device,
+            allow_torchscript=request.allow_torchscript,
+        )
+        weights: Mapping[Part, int] = {"text_encoder": 0, **release.bytes}
+        load: dict[Part, Callable[[], Any]] = {
+            "text_encoder": lambda: build_text_encoder(config.text, release.t5_folder),
+            "denoiser": release.load_denoiser,
+            "tokenizer": release.load_tokenizer,
+        }
+    if request.text_embeddings is not None:
+        table = TextTable(request.text_embeddings, config.text)
+        load["text_encoder"], weights = lambda: table, {**weights, "text_encoder": 0}
+    return config, load, weights
+
+
+def settle(config: Config, request: "Request") -> Config:
+    """The configuration with everything in it that the request says otherwise."""
+    if request.like is not None:
+        config = like(config, request.like)
+    clip = {"frames": request.num_frames, "height": request.height, "width": request.width, "fps": request.fps}
+    names = ("solver", "num_steps", "guidance", "augment_sigma", "seed", "precision")
+    sample = {name: getattr(request, name) for name in names}
+    return replace(
+        config,
+        clip=replace(config.clip, **{name: value for name, value in clip.items() if value is not None}),
+        sample=replace(config.sample, **{name: value for name, value in sample.items() if value is not None}),
+    )
+
+
+def read_given(request: "Request", config: Config) -> Clip:
+    """The last frames of the video to go on from: as many as asked for, else as many as the model was trained for."""
+    assert request.frames is not None
+    count = request.given
+    if count is None:
+        most = given_frames(config)
+        count = most if probe(request.frames).frames >= most else 1
+    clip = config.clip
+    size = {"height": clip.height, "width": clip.width, "resize": request.resize}
+    return read_clip(request.frames, frames=count, from_end=True, **size)
+
+
+def given_frames(config: Config) -> int:
+    """The most frames that the model was trained to go on from."""
+    return clip_length(len(config.train.given_latents) - 1, config.tokenizer.temporal_factor)
+
+
+def make(model: WorldModel, request: "Request", given: Clip | None, progress: Progress) -> Video:
+    """The first clip, and those that go on from it."""
+    clip, settings = model.config.clip, model.config.sample
+    asked = [request.prompt], clip, settings, request.negative_prompt, progress
+    video = (text2world(model, *asked) if given is None else video2world(model, given.video[None], *asked)).video
+    count = given_frames(model.config) if request.given is None else request.given
+    for number in range(1, request.clips):
+        again = replace(settings, seed=settings.seed + number)  # the same noise would bring the same events
+        video = extend(model, video, count, *asked[:2], again, *asked[3:])
+    return video
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can be had on the device; endless where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return memory()[1] * GIB or math.inf
+
+
+def memory_table(plan: MemoryPlan, budget: float) -> Table:
+    """The plan, for people to read."""
+    largest = max(stage.peak for stage in plan.stages)
+    unit, name = (GIB, "GiB") if largest > GIB / 10 else (MIB, "MiB")
+    title = f"memory in {name}, of {budget / unit:,.1f} that may be used"
+    table = Table(title=title, title_justify="left", box=None)
+    for heading in ("stage", "its weights", "at work", "others' weights", "together"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in plan.stages:
+        numbers = stage.weights, stage.working, stage.others, stage.peak
+        table.add_row(NAMES[stage.part], *(f"{number / unit:,.1f}" for number in numbers))
+    return table
