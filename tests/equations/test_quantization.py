@@ -333,9 +333,7 @@ def index_with_equal_levels(code, levels):
     return _index(code, levels, [levels[0] ** k for k in range(len(levels))])
 
 
-@impostor(
-    "quantization.fsq_index", "digits cut off instead of rounded: some thirds come out one too low"
-)
+@impostor("quantization.fsq_index", "digits cut off instead of rounded: some thirds come out one too low")
 def index_cut_off(code, levels):
     return _index(code, levels, rounding=torch.trunc)
 
