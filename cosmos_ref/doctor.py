@@ -11,8 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cosmos_ref.catalogue import memory_gib, parameter_count
-from cosmos_ref.config import PRESETS
+from cosmos_ref import catalogue
+from cosmos_ref.config import PRESETS, Config
+from cosmos_ref.equations import costs
+from cosmos_ref.pipelines.memory import denoiser_working
 
 PACKAGES = (
     "torch",
@@ -51,29 +53,37 @@ def examine(console: Console) -> None:
     console.print(packages)
 
     needs = Table(title="presets", title_justify="left")
-    for heading in ("preset", "parameters", "memory to sample", "memory to train", "here"):
+    for heading in ("preset", "size", "memory to sample", "memory to train", "here"):
         needs.add_column(heading)
+    room = max([int(available * 2**30), *(card.total_memory for card in cards())])
     for config in PRESETS.values():
-        sampling, training = memory_gib(config)
-        fits = (
-            "unknown"
-            if not total
-            else "trains"
-            if training < available
-            else "samples"
-            if sampling < available
-            else "no"
-        )
         needs.add_row(
             config.name,
-            f"{parameter_count(config):,}",
-            *(f"{1024 * gib:,.0f} MiB" for gib in (sampling, training)),
-            fits,
+            catalogue.counted(catalogue.parameter_count(config)),
+            catalogue.memory(sampling_bytes(config)),
+            catalogue.memory(training_bytes(config)),
+            fits(config, room) if total else "unknown",
         )
     console.print(needs)
     console.print(
-        "Memory is that of weights in float32 (training: gradients, AdamW and average too), without activations."
+        "To sample: the denoiser's weights and what it works with, in the preset's precision, while text encoder and "
+        "tokenizer wait elsewhere. To train, on one device: 20 bytes a parameter and the activations of a batch."
     )
+
+
+def sampling_bytes(config: Config) -> int:
+    """Memory that the denoiser takes at work on the preset's own clip, the other parts out of its way."""
+    return catalogue.weight_bytes(config) + denoiser_working(config)
+
+
+def training_bytes(config: Config) -> int:
+    """Memory that a training of the preset takes at least."""
+    return costs.training_bytes(catalogue.parameter_count(config)) + catalogue.activation_bytes(config)
+
+
+def fits(config: Config, room: int) -> str:
+    """What so many bytes are enough for."""
+    return "trains" if training_bytes(config) <= room else "samples" if sampling_bytes(config) <= room else "no"
 
 
 def memory() -> tuple[float, float]:
@@ -95,10 +105,14 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def cards() -> list:
+    """Properties of the graphics cards that PyTorch can use."""
+    return [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+
+
 def gpus() -> list[str]:
     """Graphics cards that PyTorch can use, with their memory."""
-    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [f"{card.name}, {card.total_memory / 2**30:.0f} GiB" for card in cards]
+    return [f"{card.name}, {card.total_memory / 2**30:.0f} GiB" for card in cards()]
 
 
 def onnx_providers() -> list[str]:
