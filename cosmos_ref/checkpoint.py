@@ -31,6 +31,8 @@ class Checkpoint:
     config: Config
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    groups: tuple[str, ...] = ()
+    """All groups that the folder has, read or not."""
 
 
 def save_checkpoint(
@@ -142,7 +144,7 @@ def read_checkpoint(folder: str | Path, names: Iterable[str] | None = None) -> C
     except SafetensorError as error:
         raise UserError(f"{folder} holds a damaged safetensors file ({error}): {REMEDY}") from error
     config = config_from_json(_read_json(folder / "config.json"), folder / "config.json")
-    return Checkpoint(config, tensors, _read_json(folder / "state.json"))
+    return Checkpoint(config, tensors, _read_json(folder / "state.json"), tuple(groups))
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:

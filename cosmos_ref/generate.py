@@ -56,6 +56,7 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
     console.print(memory_table(plan, budget))
     check_memory(plan, budget)
     model = WorldModel(config, load, device, request.offload, plan.tokenizer)
+    model.load_all()
     video = make(model, request, given, progress)
     write_video(request.out, video[0], config.clip.fps)
     _, frames, height, width = video[0].shape

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cosmos_ref.checkpoint import find_checkpoint, load_strict, read_checkpoint
@@ -81,6 +81,12 @@ class WorldModel:
             self._loaded[part] = self._load[part]()
         return self._loaded[part].to(self.device)
 
+    def load_all(self) -> None:
+        """Load every part, so that what is damaged is found now; where parts make room for each other, only later."""
+        if self.offload == "none":
+            for part in self._load:
+                self.use(part)
+
     def encode_prompts(self, prompts: Sequence[str | None]) -> Float[Tensor, "B M E"]:
         """Text embeddings on the device.
 
@@ -131,8 +137,7 @@ def load_world_model(path: Path, t5_folder: Path | None = None, device: torch.de
     config = read_checkpoint(folder, names=()).config
     load, _ = checkpoint_parts(folder, config, device, t5_folder)
     model = WorldModel(config, load, device)
-    for part in load:  # so that what is damaged is found now
-        model.use(part)
+    model.load_all()
     return model
 
 
@@ -144,10 +149,13 @@ def checkpoint_parts(
     Raises:
         UserError: if the checkpoint holds no tokenizer.
     """
-    weights = "ema" if (folder / "ema.safetensors").is_file() else "model"
-    files = {"denoiser": folder / f"{weights}.safetensors", "tokenizer": folder / "tokenizer.safetensors"}
-    if not files["tokenizer"].is_file():
+    groups = read_checkpoint(folder, names=()).groups
+    if "tokenizer" not in groups:
         raise UserError(f"{folder} holds no tokenizer: convert it again and give the tokenizer's weights too")
+    files = {
+        "denoiser": folder / ("ema.safetensors" if "ema" in groups else "model.safetensors"),
+        "tokenizer": folder / "tokenizer.safetensors",
+    }
     precision = DTYPES[config.sample.precision]
     fitted = isinstance(config.tokenizer, HaarPCAConfig)  # a few sums that gain nothing from less precision
     dtypes = {"denoiser": precision, "tokenizer": torch.float32 if fitted else precision}
@@ -167,6 +175,13 @@ def checkpoint_parts(
 
 
 def count_numbers(file: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with safe_open(file, framework="pt") as tensors:
-        return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (no mapping)
+    """Numbers in a safetensors file, from its header.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is missing, truncated or damaged ({error}): copy the checkpoint again") from None
