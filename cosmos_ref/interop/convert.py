@@ -174,8 +174,8 @@ def write_safetensors(path: Path, tensors: dict[str, Source]) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors.items():
-            file.write(read_finite(name, tensor).contiguous().view(-1).view(torch.uint8).numpy().data)
+        for tensor in tensors.values():
+            file.write(read_finite(tensor).contiguous().view(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -94,7 +94,7 @@ def read_network(path: Path, config: Config, layout: Layout | None = None) -> Ne
         raise UserError(f"{path}: nobody calls the tensors of a Cosmos network so:{listed(found)}")
     names = to_ours({name: source.shape for name, source in found.items()}, layout, config)
     tensors = {ours: found[name] for name, ours in names.items()}
-    refuse_odd_types(tensors, path)
+    refuse_odd_types(tensors.values())
     if layout == "diffusers" and (path / "config.json").is_file():
         check_diffusers_config(path, config)
     return NetworkSource(layout, tensors)
@@ -143,13 +143,15 @@ def read_tokenizer(
         raise UserError(f"{path}: nobody calls the tensors of a Cosmos tokenizer so:{listed(found)}")
     names = tokenizer_to_ours({name: source.shape for name, source in found.items()}, layout, config)
     tensors = {ours: found[name] for name, ours in names.items()}
-    refuse_odd_types(tensors, path)
+    refuse_odd_types(tensors.values())
     if isinstance(config, ConvTokenizerConfig):
         if layout == "nvidia":
             _check_levels(found, config, path)
         if not config.fsq_levels and "mean" not in tensors:
             statistics = _statistics(path, layout, config, without_statistics)
-            tensors |= {name: held(value) for name, value in zip(("mean", "std"), statistics, strict=True)}
+            tensors |= {
+                name: held(f"{name} of {path}", value) for name, value in zip(("mean", "std"), statistics, strict=True)
+            }
     return TokenizerSource(layout, tensors)
 
 

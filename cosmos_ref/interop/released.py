@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from cosmos_ref.config import Config
+from cosmos_ref.config import Config, ConvTokenizerConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.names import Layout, group_of
 from cosmos_ref.interop.parts import ACCEPTED, find_parts, read_network, read_tokenizer
@@ -17,6 +17,7 @@ from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.model.initialization import build_denoiser
 from cosmos_ref.tokenizer.build import build_tokenizer
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
+from cosmos_ref.tokenizer.discrete import DiscreteTokenizer
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -54,10 +55,11 @@ class Release:
         """
         with torch.device("meta"):
             tokenizer = build_tokenizer(self.config.tokenizer)
+        assert not isinstance(tokenizer, DiscreteTokenizer)  # open_release refuses it
         return self._filled(tokenizer, self.tokenizer_tensors)
 
     def _filled(self, module: Module, tensors: Mapping[str, Source]) -> Module:
-        state = {name: read_finite(name, t).to(self.device, self.precision) for name, t in tensors.items()}
+        state = {name: read_finite(t).to(self.device, self.precision) for name, t in tensors.items()}
         module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(False)
 
@@ -89,6 +91,8 @@ def open_release(
         UserError: a part is not there, cannot be read, or does not fit the model.
     """
     folder = Path(folder)
+    if isinstance(config.tokenizer, ConvTokenizerConfig) and config.tokenizer.fsq_levels:
+        raise UserError(f"the tokenizer of {config.name} is discrete: this diffusion model works on continuous latents")
     parts = find_parts(folder, allow_torchscript)
     if parts.network is None:
         raise UserError(f"{folder} holds no network: {ACCEPTED}")

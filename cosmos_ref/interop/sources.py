@@ -25,6 +25,7 @@ DTYPES = {
     "I32": torch.int32,
     "I8": torch.int8,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 REMEDY = "give a .safetensors file, a folder of them (with its index if there are several), or a .pt file of weights"
@@ -38,6 +39,8 @@ TORCHSCRIPT = (
 class Source(NamedTuple):
     """A tensor that was not read yet."""
 
+    name: str
+    """In its file, and which file that is, for errors."""
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Tensor]
@@ -48,10 +51,9 @@ class Source(NamedTuple):
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def held(value: Tensor) -> Source:
+def held(name: str, value: Tensor) -> Source:
     """A tensor that is in memory already."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    return Source(tuple(value.shape), names.get(value.dtype, str(value.dtype)), lambda: value)
+    return Source(name, tuple(value.shape), NAMES.get(value.dtype, str(value.dtype)), lambda: value)
 
 
 def read_sources(path: Path, allow_torchscript: bool = False) -> dict[str, Source]:
@@ -79,7 +81,7 @@ def read_sources(path: Path, allow_torchscript: bool = False) -> dict[str, Sourc
     return _read_pickle(path)
 
 
-def read_finite(name: str, source: Source) -> Tensor:
+def read_finite(source: Source) -> Tensor:
     """The values of a tensor.
 
     Raises:
@@ -88,18 +90,18 @@ def read_finite(name: str, source: Source) -> Tensor:
     value = source.read()
     # The extremes take no memory, unlike isfinite of all.
     if value.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(value)):
-        raise UserError(f"{name} is not finite: these weights are damaged, copy them again")
+        raise UserError(f"{source.name} is not finite: these weights are damaged, copy them again")
     return value
 
 
-def refuse_odd_types(tensors: dict[str, Source], where: Path) -> None:
+def refuse_odd_types(sources: Iterable[Source]) -> None:
     """Weights are floating-point numbers.
 
     Raises:
         UserError: some are not; they are listed.
     """
-    if odd := [f"{name} is {source.dtype}" for name, source in tensors.items() if source.dtype not in FLOATS]:
-        raise UserError(f"{where}: weights must be one of {', '.join(FLOATS)}, give unquantised ones:{listed(odd)}")
+    if odd := [f"{source.name} is {source.dtype}" for source in sources if source.dtype not in FLOATS]:
+        raise UserError(f"weights must be one of {', '.join(FLOATS)}, give unquantised ones:{listed(odd)}")
 
 
 def listed(problems: Iterable[str]) -> str:
@@ -162,7 +164,7 @@ def load_plain(path: Path, device: str = "cpu") -> Any:
 
 
 def _stored(
-    path: Path, offset: int, shape: tuple[int, ...], dtype: str, stride: tuple[int, ...] | None = None
+    name: str, path: Path, offset: int, shape: tuple[int, ...], dtype: str, stride: tuple[int, ...] | None = None
 ) -> Source:
     """A tensor that lies in a file at `offset`. Read, not mapped: mapped pages count as memory, beside their copy."""
 
@@ -177,7 +179,7 @@ def _stored(
                 raise UserError(f"{path} ends too early: copy it again")
         return values.view(shape) if stride is None else values.as_strided(shape, stride)
 
-    return Source(shape, dtype, read)
+    return Source(f"{name} of {path}", shape, dtype, read)
 
 
 def _read_folder(folder: Path) -> dict[str, Source]:
@@ -212,7 +214,7 @@ def _read_safetensors(path: Path) -> dict[str, Source]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no whole safetensors file ({error}): copy it again") from error
     return {
-        name: _stored(path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
+        name: _stored(name, path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
         for name, entry in header.items()
         if name != "__metadata__"
     }
@@ -224,7 +226,6 @@ def _read_pickle(path: Path) -> dict[str, Source]:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type for entry in archive.infolist()):
             raise UserError(f"{path} is compressed, which torch.save never does: {REMEDY}")
-    names = {dtype: name for name, dtype in DTYPES.items()}
     tensors: dict[str, Source] = {}
     others: list[str] = []
 
@@ -235,8 +236,8 @@ def _read_pickle(path: Path) -> dict[str, Source]:
         elif isinstance(value, Tensor) and value.layout == torch.strided:
             start = value.untyped_storage()._checkpoint_offset or 0
             start += int(value.storage_offset()) * value.dtype.itemsize
-            dtype = names.get(value.dtype, str(value.dtype))
-            tensors[name] = _stored(path, start, tuple(value.shape), dtype, value.stride())
+            dtype = NAMES.get(value.dtype, str(value.dtype))
+            tensors[name] = _stored(name, path, start, tuple(value.shape), dtype, value.stride())
         elif value is not None and not name.endswith("_extra_state"):
             others.append(name)
 
@@ -251,4 +252,4 @@ def _read_torchscript(path: Path) -> dict[str, Source]:
         state = torch.jit.load(os.fspath(path), map_location="cpu").state_dict()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} cannot be read as TorchScript ({error}): copy it again") from error
-    return {name: held(value.detach()) for name, value in state.items()}
+    return {name: held(f"{name} of {path}", value.detach()) for name, value in state.items()}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -123,6 +124,7 @@ def tokenizer_to_ours(
     return wanted
 
 
+@cache
 def tokenizer_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a tokenizer by our name, and its shape."""
     with torch.device("meta"):
