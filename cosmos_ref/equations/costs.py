@@ -2,7 +2,7 @@
 
 from cosmos_ref.traceability import equation
 
-_PAPER = "Cosmos (arXiv 2501.03575), Sec. 5.1-5.2"
+_PAPER = "Cosmos (arXiv 2501.03575), Sec. 5"
 
 
 @equation("costs.parameters", source=_PAPER + "; released models: 7,236,192,256 and 14,267,149,312")
@@ -49,7 +49,7 @@ def parameters(
 def dense_adaln(width: int, depth: int) -> dict[str, int]:
     r"""The groups of `parameters` that AdaLN without low rank and without a shared term would change.
 
-    $$n \cdot 3 \cdot 3 D^2 + 2 D^2 \qquad \text{and} \qquad D^2 + D$$
+    $$n \cdot 3 \cdot 3 D^2 + 2 D^2 \qquad \text{and} \qquad 2 D^2 + D$$
 
     Each sub-block has a full matrix to its shift, scale and gate, the final layer one to shift and scale, and the
     noise embedding's MLP ends at width D.
