@@ -207,7 +207,7 @@ def memory_note(config: Config) -> str:
     return (
         f"Training holds {memory(costs.training_bytes(parameter_count(config)))} (20 bytes a parameter: weights, "
         f"average, gradients, moments of AdamW) and stored activations of {memory(activation_bytes(config))} "
-        f"({'one clip' if batch == 1 else f'{batch} clips'} at a time, norms and GELU computed again).\n"
+        f"({'one clip' if batch == 1 else f'{batch} clips'} at a time, if norms and GELU are computed again).\n"
     )
 
 
