@@ -67,7 +67,7 @@ def examine(console: Console) -> None:
     console.print(needs)
     console.print(
         "To sample: the denoiser's weights and what it works with, in the preset's precision, while text encoder and "
-        "tokenizer wait elsewhere. To train, on one device, at least: 20 bytes a parameter and the activations of a batch."
+        "tokenizer wait elsewhere. To train, on one device, at least: 20 bytes a parameter and a batch's activations."
     )
 
 
