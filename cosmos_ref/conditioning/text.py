@@ -4,6 +4,7 @@ Both leave the rows behind the last word zero, as Cosmos does with T5's padding,
 """
 
 import hashlib
+import pickle
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from cosmos_ref.config import TextConfig
 from cosmos_ref.errors import UserError
+
+LFS_POINTER = b"version https://git-lfs"
+"""How the text begins that Git leaves where a large file was not fetched."""
 
 
 class TextEncoder(Protocol):
@@ -82,32 +86,48 @@ class WordsEncoder:
 
 
 class T5Encoder:
-    """The encoder half of a T5 model from a local folder (config, tokenizer, safetensors); nothing is downloaded.
+    """The encoder half of a T5 model from a local folder; nothing is downloaded.
 
     The prompt's tokens, closing `</s>` included, are encoded under the attention mask; the last hidden states are
     kept in float32 and the rows behind them are zero. It runs where `model` is: move that to another device.
 
     Args:
-        folder: what `save_pretrained` of transformers wrote, with `*.safetensors` weights.
+        folder: the layout of google-t5/t5-11b, with safetensors or `pytorch_model.bin`, or the `text_encoder` of a
+            diffusers pipeline, whose tokenizer lies beside it in `tokenizer`. Safetensors are preferred; a `.bin` is
+            read as tensors only, and refused if there is code in it.
         length: rows M, the most tokens a prompt may have.
+        dtype: precision of the weights; None is that of the files.
 
     Raises:
-        UserError: transformers is not installed, or the folder is missing, incomplete or no T5.
+        UserError: transformers is not installed, or the folder is missing, incomplete, not safe or no T5.
     """
 
-    def __init__(self, folder: str | Path, length: int = 512):
-        if not Path(folder).is_dir():
-            raise UserError(f"T5 folder {folder} does not exist: give a folder with config, tokenizer and safetensors")
+    def __init__(self, folder: str | Path, length: int = 512, dtype: torch.dtype | None = None):
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"T5 folder {folder} does not exist: give a folder with config, tokenizer and weights")
         try:
             from transformers import AutoTokenizer, T5EncoderModel
         except ImportError as error:
             raise UserError("the t5 text encoder needs transformers: pip install 'cosmos-ref[text]'") from error
+        tokenizer_folder = _tokenizer_folder(folder)
+        _refuse_pointers(folder, tokenizer_folder)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
-            # Safetensors only: the other format unpickles.
-            self.model, report = T5EncoderModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                tokenizer_folder, local_files_only=True, padding_side="right"
             )
+            self.model, report = T5EncoderModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                folder,
+                local_files_only=True,
+                weights_only=True,  # a .bin is a pickle: read its tensors, run nothing
+                torch_dtype=dtype or "auto",
+                output_loading_info=True,
+            )
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"T5 folder {folder} holds weights with more than tensors in them, and is not read, as that could run "
+                "code: give the same weights as safetensors"
+            ) from error
         except Exception as error:  # transformers, tokenizers and safetensors each raise kinds of their own
             raise UserError(f"T5 folder {folder} cannot be read: {error}") from error
         if report["missing_keys"]:  # transformers fills them with random numbers
@@ -148,8 +168,10 @@ class T5Encoder:
         return tokens
 
 
-def build_text_encoder(text: TextConfig, t5_folder: str | Path | None = None) -> TextEncoder:
-    """Build the encoder that a preset names.
+def build_text_encoder(
+    text: TextConfig, t5_folder: str | Path | None = None, dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """Build the encoder that a preset names; `dtype` is the precision of T5's weights, None that of its files.
 
     Raises:
         UserError: the name is unknown, or T5's folder is missing, not wanted, unusable or of another width.
@@ -161,8 +183,8 @@ def build_text_encoder(text: TextConfig, t5_folder: str | Path | None = None) ->
     if text.encoder != "t5":
         raise UserError(f"unknown text encoder {text.encoder!r}; accepted: words, t5")
     if t5_folder is None:
-        raise UserError("the text encoder 't5' needs its folder: give one with config, tokenizer and safetensors")
-    encoder = T5Encoder(t5_folder, text.length)
+        raise UserError("the text encoder 't5' needs its folder: give one with config, tokenizer and weights")
+    encoder = T5Encoder(t5_folder, text.length, dtype)
     if encoder.width != text.width:
         raise UserError(f"T5 folder {t5_folder} gives width {encoder.width}; this model takes {text.width}")
     return encoder
@@ -174,6 +196,22 @@ def word_vector(word: str, width: int) -> Float32[np.ndarray, "E"]:
     key = np.frombuffer(hashlib.sha256(word.encode()).digest()[:16], "<u8")
     vector = np.random.Generator(np.random.Philox(key=key)).standard_normal(width, dtype=np.float32)
     return vector / np.sqrt(np.mean(vector**2))
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer's files are: with the weights, or where a diffusers pipeline keeps them."""
+    beside = folder.parent / "tokenizer"
+    for place in (folder, beside):
+        if any((place / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+            return place
+    raise UserError(f"T5 folder {folder} has no tokenizer: tokenizer.json or spiece.model must be there or in {beside}")
+
+
+def _refuse_pointers(*folders: Path) -> None:
+    for path in (path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()):
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder")
 
 
 def _words(prompt: str, length: int) -> list[str]:

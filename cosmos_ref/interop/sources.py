@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cosmos_ref.conditioning.text import LFS_POINTER
 from cosmos_ref.errors import UserError
 
 DTYPES = {
@@ -29,7 +30,6 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 REMEDY = "give a .safetensors file, a folder of them (with its index if there are several), or a .pt file of weights"
-LFS = b"version https://git-lfs"
 TORCHSCRIPT = (
     "{path} is TorchScript, and loading that can run code: allow it (--allow-torchscript) only if you trust the file, "
     "or give the same weights as .safetensors, or the vae folder of a diffusers pipeline"
@@ -118,7 +118,7 @@ def refuse_pointer(path: Path) -> None:
         UserError: the file is one.
     """
     with path.open("rb") as file:
-        if file.read(len(LFS)) == LFS:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(
                 f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder, or download the file"
             )

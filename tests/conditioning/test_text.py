@@ -1,5 +1,6 @@
 """Words and T5: the laws of the rows that cross-attention reads."""
 
+import os
 import re
 import subprocess
 import sys
@@ -167,14 +168,100 @@ def test_t5_trains_nothing_and_drops_nothing_out(t5_folder):
     assert not encoder.model.training and not any(p.requires_grad for p in encoder.model.parameters())
 
 
-def test_t5_weights_must_be_safetensors(t5_folder, tmp_path):
-    for file in t5_folder.iterdir():
-        if file.suffix == ".json":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+def copied(folder, to, leave_out=()):
+    """A copy of a folder without files of these suffixes."""
+    to.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.suffix not in leave_out:
+            (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def weights_of(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_t5_without_weights_is_refused(t5_folder, tmp_path):
+    copied(t5_folder, tmp_path, leave_out=[".safetensors"])
     with pytest.raises(UserError, match=f"T5 folder {re.escape(str(tmp_path))} cannot be read"):
         T5Encoder(tmp_path)
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be read"):
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["as of today", "as of 2019"])
+def test_t5_from_a_bin_gives_the_same_rows_as_from_safetensors(new, t5_folder, tmp_path):
+    copied(t5_folder, tmp_path, leave_out=[".safetensors"])
+    torch.save(weights_of(t5_folder), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=new)
+    prompts = ["a red marble"]
+    assert torch.equal(T5Encoder(tmp_path, 8).encode(prompts), T5Encoder(t5_folder, 8).encode(prompts))
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["as of today", "as of 2019"])
+def test_t5_in_a_bin_with_code_is_refused_and_the_code_not_run(new, t5_folder, tmp_path):
+    folder = copied(t5_folder, tmp_path / "t5", leave_out=[".safetensors"])
+    weights = {**weights_of(t5_folder), "more": Trap(tmp_path / "sprung")}
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=new)
+    with pytest.raises(UserError, match="could run code: give the same weights as safetensors"):
+        T5Encoder(folder)
+    assert not (tmp_path / "sprung").exists()
+    (folder / "model.safetensors").write_bytes((t5_folder / "model.safetensors").read_bytes())
+    T5Encoder(folder)  # which is preferred, and leaves the other alone
+    assert not (tmp_path / "sprung").exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "sprung").exists()  # the trap works
+
+
+def test_t5_takes_the_tokenizer_beside_it_as_in_a_pipeline(t5_folder, tmp_path):
+    names = {
+        "text_encoder": ("config.json", "model.safetensors"),
+        "tokenizer": ("tokenizer.json", "tokenizer_config.json"),
+    }
+    for part, files in names.items():
+        (tmp_path / part).mkdir()
+        for name in files:
+            (tmp_path / part / name).write_bytes((t5_folder / name).read_bytes())
+    prompts = ["a red marble", "marble falls"]
+    found = T5Encoder(tmp_path / "text_encoder", 8).encode(prompts)
+    assert torch.equal(found, T5Encoder(t5_folder, 8).encode(prompts))
+    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"text_encoder has no tokenizer: tokenizer\.json or spiece\.model"):
+        T5Encoder(tmp_path / "text_encoder")
+
+
+def test_t5_in_shards_is_the_same_as_in_one_file(transformers, t5_folder, tmp_path):
+    copied(t5_folder, tmp_path, leave_out=[".safetensors"])
+    transformers.T5EncoderModel.from_pretrained(t5_folder).save_pretrained(tmp_path, max_shard_size="8KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    prompts = ["a red marble"]
+    assert torch.equal(T5Encoder(tmp_path, 8).encode(prompts), T5Encoder(t5_folder, 8).encode(prompts))
+
+
+def test_t5_keeps_its_files_precision_unless_told_which(t5_folder):
+    for dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        built = build_text_encoder(TextConfig("t5", 8, 32), t5_folder, dtype)
+        assert {parameter.dtype for parameter in built.model.parameters()} == {expected}
+    whole, half = (T5Encoder(t5_folder, 8, dtype).encode(["a red marble"]) for dtype in (None, torch.bfloat16))
+    assert half.dtype == torch.float32
+    # bfloat16 has 8 bits: 0.4 % a step, a few dozen steps in one layer.
+    assert 0 < (half - whole).norm() / whole.norm() < 0.05
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_t5_that_git_did_not_fetch_is_named_as_that(name, t5_folder, tmp_path):
+    copied(t5_folder, tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 9\n")
+    with pytest.raises(UserError, match=f"{re.escape(name)} is a Git LFS pointer"):
         T5Encoder(tmp_path)
 
 
@@ -187,11 +274,9 @@ def test_t5_with_cut_weights_is_refused(t5_folder, tmp_path):
 
 
 def test_t5_weights_that_are_missing_are_not_made_up(t5_folder, tmp_path):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    for file in t5_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = load_file(tmp_path / "model.safetensors")
+    weights = weights_of(copied(t5_folder, tmp_path))
     del weights["encoder.block.0.layer.0.SelfAttention.q.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks weights.*SelfAttention\.q"):
