@@ -1,12 +1,13 @@
 """What a folder of somebody's weights holds, found out from its files: the network, the tokenizer, the text encoder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cosmos_ref.checkpoint import MANIFEST, find_checkpoint
+from cosmos_ref.checkpoint import MANIFEST, find_checkpoint, read_checkpoint
 from cosmos_ref.config import Config, ConvTokenizerConfig, TokenizerConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.names import Layout, check_diffusers_config, recognise_layout, to_ours
@@ -97,6 +98,8 @@ def read_network(path: Path, config: Config, layout: Layout | None = None) -> Ne
     refuse_odd_types(tensors.values())
     if layout == "diffusers" and (path / "config.json").is_file():
         check_diffusers_config(path, config)
+    if (path / MANIFEST).is_file():
+        _check_ours(path, config)
     return NetworkSource(layout, tensors)
 
 
@@ -137,6 +140,8 @@ def read_tokenizer(
     Raises:
         UserError: it cannot be read, does not fit, or has no statistics and needs them.
     """
+    if (path / MANIFEST).is_file() and (theirs := read_checkpoint(path, names=()).config.tokenizer) != config:
+        raise UserError(f"{path} has another tokenizer: {theirs}, not {config}")
     found = tokenizer_sources(path, allow_torchscript)
     layout = recognise_tokenizer_layout(found)
     if layout is None:
@@ -200,6 +205,16 @@ def _statistics(
     if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
         raise UserError(f"{file}: means must be finite and deviations above 0; copy it again")
     return mean.float(), std.float()
+
+
+def _check_ours(path: Path, config: Config) -> None:
+    """Numbers of a checkpoint of ours that its shapes do not show; two of them are conventions of sampling."""
+    theirs = read_checkpoint(path, names=()).config
+    model = replace(theirs.model, angles=config.model.angles, qk_norm_eps=config.model.qk_norm_eps)
+    if (model, theirs.diffusion.sigma_data) != (config.model, config.diffusion.sigma_data):
+        raise UserError(
+            f"{path} is of {theirs.name} with other numbers than {config.name}: do not name a preset for it"
+        )
 
 
 def _check_levels(found: dict[str, Source], config: ConvTokenizerConfig, path: Path) -> None:

@@ -17,6 +17,7 @@ from cosmos_ref.interop.names import from_ours
 from cosmos_ref.interop.sources import held
 from cosmos_ref.interop.tokenizer_names import tokenizer_names
 from cosmos_ref.model.initialization import build_denoiser, build_uncertainty
+from cosmos_ref.pipelines.world_model import load_world_model
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from tests.interop.files import (
     CODER,
@@ -134,6 +135,14 @@ def test_network_and_tokenizer_go_there_and_back(world, layout, tmp_path):
     assert back.config == WORLD
     same(back.tensors["tokenizer"], state["tokenizer"])
     same(back.tensors["ema" if layout == "nvidia-training" else "model"], state["ema"])
+
+
+def test_a_converted_checkpoint_is_ready_to_sample(world, tmp_path):
+    checkpoint, state = world
+    released = convert(checkpoint, tmp_path / "there", "diffusers").folder
+    model = load_world_model(convert(released, tmp_path / "back", "ours", WORLD).folder)
+    same(model.denoiser.state_dict(), {name: tensor.float() for name, tensor in state["ema"].items()})
+    same(model.tokenizer.state_dict(), state["tokenizer"])
 
 
 @pytest.mark.parametrize("files", [("encoder", "decoder"), ("autoencoder",)])
