@@ -71,5 +71,7 @@ def rotate(
     $$[x_1, x_2] \mapsto [x_1 \cos\alpha - x_2 \sin\alpha,\ x_2 \cos\alpha + x_1 \sin\alpha]$$
     """
     cos, sin = (rearrange(table, "B L K -> B 1 L K") for table in (cos, sin))
+    cos, sin = (table.chunk(2, dim=-1)[0] for table in (cos, sin))  # each angle stands there twice
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, dim=-1)
