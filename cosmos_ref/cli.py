@@ -1,4 +1,4 @@
-"""The command line: cosmos-ref demo | presets | equations | doctor | train | sample | tokenize | export."""
+"""The command line: cosmos-ref demo | presets | equations | doctor | train | sample | tokenize | convert | ..."""
 
 import json
 import sys
@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from cosmos_ref.config import (
-    PRESETS,
     ClipConfig,
     Config,
     DiffusionConfig,
@@ -21,11 +20,12 @@ from cosmos_ref.config import (
     TextConfig,
     TokenizerConfig,
     TrainConfig,
-    preset,
 )
+from cosmos_ref.config import preset as preset_called
 from cosmos_ref.errors import UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+Layout = Literal["ours", "nvidia", "nvidia-training", "diffusers"]
 
 
 def demo(out: Path = Path("runs/demo"), video: Path | None = None) -> None:
@@ -114,7 +114,7 @@ SECTIONS = [field.name for field in fields(Config) if field.name != "name"]
 
 def train_from(name: str) -> Callable[..., None]:
     """The train command with a preset's numbers as its defaults."""
-    config = preset(name)
+    config = preset_called(name)
     defaults = {section: getattr(config, section) for section in SECTIONS}
 
     def train(arguments: Annotated[Train, tyro.conf.arg(name="")]) -> None:
@@ -208,7 +208,7 @@ def encode_text(
     from cosmos_ref.conditioning.text_table import write_text_table
     from cosmos_ref.model.initialization import find_device
 
-    encoder = build_text_encoder(PRESETS[preset].text, t5).to(find_device(device))
+    encoder = build_text_encoder(preset_called(preset).text, t5).to(find_device(device))
     write_text_table(out, encoder, prompts)
     Console().print(f"{out}: {len(prompts)} prompt(s), use it by `cosmos-ref sample --text-embeddings {out}`")
 
@@ -217,35 +217,76 @@ def tokenize(
     video: Annotated[Path, tyro.conf.Positional],
     out: Path = Path("runs/tokenize"),
     weights: Path | None = None,
+    tokenizer: Path | None = None,
+    allow_torchscript: bool = False,
     resize: bool = False,
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    max_memory: float | None = None,
 ) -> None:
     """Turn a video into latents and back; writes latents.safetensors and both videos side by side.
 
     Args:
         video: video file or image.
         out: folder to write into.
-        weights: checkpoint whose tokenizer to use; without one, the tokenizer is fitted to this video.
+        weights: checkpoint whose tokenizer to use; with neither this nor --tokenizer, one is fitted to this video.
+        tokenizer: a released tokenizer: diffusers' vae folder, or NVIDIA's folder, continuous or discrete.
+        allow_torchscript: open a tokenizer that came as TorchScript, which may run code: only from a trusted source.
         resize: resize and crop the video.
         num_frames: frames to read from its beginning: 1 + k * temporal_factor.
         height: height in pixels.
         width: width in pixels.
+        max_memory: GiB that a released tokenizer may take; without it, what is free.
     """
-    from cosmos_ref.pipelines.tokenize import tokenize_file
+    from cosmos_ref.generate import tokenize_video
 
     chosen = dict(frames=num_frames, height=height, width=width)
-    console = Console()
-    result = tokenize_file(video, out, weights, resize, {k: v for k, v in chosen.items() if v is not None})
-    console.print(
-        f"{video}: video {'x'.join(map(str, result.video_shape))} -> "
-        f"latents {'x'.join(map(str, result.latent_shape))}, {result.compression:.1f}x fewer numbers, "
-        f"PSNR {result.psnr:.2f} dB",
-        soft_wrap=True,
+    clip = {name: value for name, value in chosen.items() if value is not None}
+    tokenize_video(video, out, weights, tokenizer, allow_torchscript, resize, clip, max_memory, Console())
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    to: Layout,
+    source_layout: Annotated[Layout | None, tyro.conf.arg(name="from")] = None,
+    preset: str | None = None,
+    tokenizer: Path | None = None,
+    weights: Literal["model", "ema"] | None = None,
+    allow_torchscript: bool = False,
+    without_statistics: bool = False,
+) -> None:
+    """Write weights under the names of another program; memory holds one tensor at a time.
+
+    Args:
+        source: a checkpoint of ours, a pipeline, transformer or vae of diffusers, NVIDIA's folder, or a file.
+        out: folder that does not exist yet.
+        to: whose names to write: ours (a checkpoint to sample from), NVIDIA's release or training, or diffusers'.
+        source_layout: whose names the source has; found out, if not given.
+        preset: which model it is; found out from the sizes, if not given.
+        tokenizer: folder of the tokenizer, where it is not with the weights.
+        weights: the weights of the last step or their average, for a layout that holds only one.
+        allow_torchscript: open a tokenizer that came as TorchScript, which may run code: only from a trusted source.
+        without_statistics: take a tokenizer although mean and deviation of its latents are missing.
+    """
+    from cosmos_ref.interop.convert import convert
+
+    made = convert(
+        source,
+        out,
+        to,
+        None if preset is None else preset_called(preset),
+        layout_from=source_layout,
+        tokenizer=tokenizer,
+        weights=weights,
+        allow_torchscript=allow_torchscript,
+        without_statistics=without_statistics,
     )
-    console.print(
-        f"{out}/latents.safetensors, {out}/reconstruction.mp4 (original left, reconstruction right)", soft_wrap=True
+    left_out = f"; {', '.join(made.left_out)} left out, {to} has no place for it" if made.left_out else ""
+    Console().print(
+        f"{out}: {' and '.join(made.written)} of {made.config.name}, from {made.layout_from} to {to}{left_out}",
+        soft_wrap=True,
     )
 
 
@@ -302,6 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
             "train": train_from(requested_preset(arguments) if arguments[:1] == ["train"] else "tiny"),
             "sample": sample,
             "encode-text": encode_text,
+            "convert": convert,
             "tokenize": tokenize,
             "export": export,
         }

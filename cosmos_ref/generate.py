@@ -1,4 +1,4 @@
-"""What `cosmos-ref sample` does: find the parts of a model, plan its memory, make the clip, write it."""
+"""What `cosmos-ref sample` and `tokenize` do: find the parts of a model, plan the memory, work, write."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -16,11 +16,12 @@ from cosmos_ref.config import Config, latent_shape, preset
 from cosmos_ref.doctor import memory
 from cosmos_ref.equations.causal import clip_length
 from cosmos_ref.errors import UserError
-from cosmos_ref.interop.released import open_release
+from cosmos_ref.interop.released import open_release, open_tokenizer
 from cosmos_ref.model.initialization import find_device
 from cosmos_ref.pipelines.conventions import like
 from cosmos_ref.pipelines.memory import GIB, MIB, NAMES, MemoryPlan, check_memory, plan_memory
 from cosmos_ref.pipelines.text2world import text2world
+from cosmos_ref.pipelines.tokenize import longest_clip, tokenize_file
 from cosmos_ref.pipelines.video2world import extend, video2world
 from cosmos_ref.pipelines.world_model import DTYPES, Part, WorldModel, checkpoint_parts
 from cosmos_ref.shapes import Video
@@ -87,7 +88,7 @@ def find_parts(
         )
         weights: Mapping[Part, int] = {"text_encoder": 0, **release.bytes}
         load: dict[Part, Callable[[], Any]] = {
-            "text_encoder": lambda: build_text_encoder(config.text, release.t5_folder),
+            "text_encoder": lambda: build_text_encoder(config.text, release.t5_folder, release.precision),
             "denoiser": release.load_denoiser,
             "tokenizer": release.load_tokenizer,
         }
@@ -159,3 +160,45 @@ def memory_table(plan: MemoryPlan, budget: float) -> Table:
         numbers = stage.weights, stage.working, stage.others, stage.peak
         table.add_row(NAMES[stage.part], *(f"{number / unit:,.1f}" for number in numbers))
     return table
+
+
+def tokenize_video(
+    file: Path,
+    out: Path,
+    weights: Path | None,
+    release: Path | None,
+    allow_torchscript: bool,
+    resize: bool,
+    clip: dict[str, int],
+    max_memory: float | None,
+    console: Console,
+) -> None:
+    """Take a video through a tokenizer and back, and say what became of it.
+
+    Raises:
+        UserError: something that was asked for cannot be had.
+    """
+    if weights is not None and release is not None:
+        raise UserError("--weights and --tokenizer both name a tokenizer: give one")
+    device = torch.device("cpu")
+    if release is not None:
+        config, load = open_tokenizer(release, device, torch.float32, allow_torchscript)
+        size = longest_clip(probe(file), config, most=clip_length(config.latent_frames, config.temporal_factor))
+    elif weights is not None:
+        folder = find_checkpoint(weights)
+        whole = read_checkpoint(folder, names=()).config
+        config, size = whole.tokenizer, whole.clip
+        load = checkpoint_parts(folder, whole, device, None)[0]["tokenizer"]
+    else:
+        config, size, load = preset("tiny").tokenizer, preset("tiny").clip, lambda: None
+    budget = free_memory(device) if max_memory is None else max_memory * GIB
+    made = tokenize_file(file, out, config, load, replace(size, **clip), resize, budget)
+    numbers = "codes" if made.discrete else "numbers"
+    console.print(
+        f"{file}: video {'x'.join(map(str, made.video_shape))} -> latents {'x'.join(map(str, made.latent_shape))}, "
+        f"{made.compression:.1f}x fewer {numbers}, PSNR {made.psnr:.2f} dB",
+        soft_wrap=True,
+    )
+    console.print(
+        f"{out}/latents.safetensors, {out}/reconstruction.mp4 (original left, reconstruction right)", soft_wrap=True
+    )

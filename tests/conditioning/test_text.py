@@ -14,6 +14,7 @@ from cosmos_ref.conditioning.dropout import drop_text
 from cosmos_ref.conditioning.text import T5Encoder, WordsEncoder, build_text_encoder, word_vector
 from cosmos_ref.config import TextConfig
 from cosmos_ref.errors import UserError
+from tests.conditioning.small_t5 import write_t5
 
 words = st.text("abcdefghijklmnopqrstuvwxyzãçé", min_size=1, max_size=12)
 
@@ -117,23 +118,7 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def t5_folder(transformers, tmp_path_factory):
-    """A random T5 of one layer with a vocabulary of eight words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    folder = tmp_path_factory.mktemp("t5")
-    vocabulary = ["<pad>", "</s>", "<unk>", "a", "red", "marble", "falls", "hits"]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.T5Config(vocab_size=8, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
-        model = transformers.T5ForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    return folder
+    return write_t5(tmp_path_factory.mktemp("t5"))
 
 
 def test_t5_rows_are_the_last_hidden_states_of_the_tokens_and_their_end(transformers, t5_folder):
