@@ -1,9 +1,9 @@
 """Memory that the tokenizer CV8x8x8 takes on a CPU in float32, against what its plan says.
 
-    python benchmarks/tokenizer_memory.py            # about five minutes on two cores
+    python benchmarks/tokenizer_memory.py    # some fifteen minutes on two cores
 
 Each figure is the most a fresh process ever held, less what it held once everything was imported (Linux only).
-Weights are random: their values do not change the memory, but what tiles cost with trained ones may be another figure.
+Weights are random: their values do not change the memory.
 """
 
 import argparse

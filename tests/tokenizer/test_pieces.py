@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import pairwise
 
 import pytest
@@ -7,12 +8,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cosmos_ref.blocks.causal_conv import Past
+from cosmos_ref.config import TOKENIZERS
 from cosmos_ref.errors import UserError
 from cosmos_ref.tokenizer import pieces
+from cosmos_ref.tokenizer.discrete import DiscreteTokenizer
 from cosmos_ref.tokenizer.pieces import blending_weights, decode_in_pieces, encode_in_pieces, tile_spans
 from cosmos_ref.tokenizer.plan import Plan
 from tests.strategies import normal, seeds
-from tests.tokenizer.small import SMALL, drawn_tokenizer, drawn_video
+from tests.tokenizer.small import SMALL, drawn_tokenizer, drawn_video, drawn_weights
 
 CLOSE = dict(rtol=0, atol=1e-12)  # float64 rounding: attention adds up the same numbers in another order
 LATENT_FRAMES = 5  # two more than there are statistics of
@@ -145,6 +148,35 @@ def test_a_decoder_that_always_says_the_same_says_it_in_tiles_too(seed):
     decoded = decode_in_pieces(tokenizer, latents, Plan(1, 16, 32))
     torch.testing.assert_close(decoded, tokenizer.decode(latents), rtol=0, atol=1e-15)
     assert decoded.std() > 1e-4
+
+
+@pytest.fixture(scope="module")
+def discrete():
+    few = dict(encoder_widths=(6, 8, 10, 12), decoder_widths=(14, 10, 8, 6), channels=5)
+    config = dataclasses.replace(TOKENIZERS["DV8x16x16"], **few)
+    tokenizer = drawn_weights(DiscreteTokenizer(config)).requires_grad_(False)
+    tokenizer.decoder.conv_out.time.weight.mul_(0.01)  # 64 bands add up in a pixel, and none shall be clamped
+    tokenizer.decoder.conv_out.time.bias.mul_(0.01)
+    return tokenizer
+
+
+@settings(max_examples=5)
+@given(seed=seeds, chunk=st.integers(1, 2))
+def test_chunks_of_time_give_the_codes_of_the_whole_clip(discrete, seed, chunk):
+    """Codes are the same ones, for rounding errors of 1e-15 do not reach the next level."""
+    video, plan = drawn_video(seed, 17, 32, 48), Plan(chunk, 32, 48)
+    indices = discrete.encode(video)
+    assert torch.equal(encode_in_pieces(discrete, video, plan), indices)
+    torch.testing.assert_close(decode_in_pieces(discrete, indices, plan), discrete.decode(indices), **CLOSE)
+
+
+def test_where_tiles_overlap_each_code_is_of_the_tile_that_counts_most(discrete):
+    """Tiles of four of six columns: to the left of the middle the left one, to the right the right one."""
+    video = drawn_video(0, 9, 32, 96)
+    indices = encode_in_pieces(discrete, video, Plan(1, 32, 64))
+    left, right = discrete.encode(video[..., :64]), discrete.encode(video[..., 32:])
+    assert torch.equal(indices, torch.cat([left[..., :3], right[..., 1:]], dim=-1))
+    assert not torch.equal(left[..., 2:], right[..., :2])
 
 
 def test_only_a_piece_at_a_time_takes_the_precision_of_the_tokenizer(tokenizer):

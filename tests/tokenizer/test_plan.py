@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmos_ref.blocks.causal_conv import Past
@@ -71,6 +71,7 @@ def test_the_past_holds_what_the_plan_says(name):
         assert sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) == expected
 
 
+@settings(max_examples=12)
 @given(budget=budgets, less=st.floats(0, 10).map(lambda gib: gib * 2**30))
 def test_less_memory_never_gives_larger_pieces(budget, less):
     plans = []
@@ -86,6 +87,7 @@ def test_less_memory_never_gives_larger_pieces(budget, less):
         assert plans[1].tile_height * plans[1].tile_width <= plans[0].tile_height * plans[0].tile_width
 
 
+@settings(max_examples=12)
 @given(budget=budgets)
 def test_a_plan_fits_its_budget_and_cuts_time_before_space(budget):
     plan = plan_tokenizer(TOKENIZERS["CV8x8x8"], 57, 352, 640, budget)
