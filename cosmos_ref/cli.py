@@ -207,8 +207,10 @@ def encode_text(
     from cosmos_ref.conditioning.text import build_text_encoder
     from cosmos_ref.conditioning.text_table import write_text_table
     from cosmos_ref.model.initialization import find_device
+    from cosmos_ref.pipelines.world_model import DTYPES
 
-    encoder = build_text_encoder(preset_called(preset).text, t5).to(find_device(device))
+    config = preset_called(preset)
+    encoder = build_text_encoder(config.text, t5, DTYPES[config.sample.precision]).to(find_device(device))
     write_text_table(out, encoder, prompts)
     Console().print(f"{out}: {len(prompts)} prompt(s), use it by `cosmos-ref sample --text-embeddings {out}`")
 
@@ -306,8 +308,11 @@ def export(weights: Path, out: Path, t5: Path | None = None) -> None:
             f"exporting needs another package ({error}): pip install 'cosmos-ref[export]' ./export"
         ) from None
     from cosmos_ref.pipelines.world_model import load_world_model
+    from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 
     model = load_world_model(weights, t5)
+    if not isinstance(model.tokenizer, HaarPCATokenizer):
+        raise UserError(f"{weights} has a convolutional tokenizer, which cannot be exported yet")
     export_bundle(model.config, model.denoiser, model.tokenizer, out)
     print(table([Parity(**row) for row in json.loads((out / "manifest.json").read_text())["parity"]]))
     Console().print(f"{out}: run it without PyTorch by `python -m cosmos_export.runtime {out} --help`", soft_wrap=True)

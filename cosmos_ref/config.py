@@ -121,7 +121,9 @@ TokenizerConfig = HaarPCAConfig | ConvTokenizerConfig
 TOKENIZERS: dict[str, ConvTokenizerConfig] = {
     "CV4x8x8": ConvTokenizerConfig(patch_levels=1, strides=((2, 2), (1, 2))),
     "CV8x8x8": ConvTokenizerConfig(),
-    "DV4x8x8": ConvTokenizerConfig(patch_levels=1, strides=((2, 2), (1, 2)), fsq_levels=(8, 8, 8, 5, 5, 5)),
+    "DV4x8x8": ConvTokenizerConfig(
+        patch_levels=1, strides=((2, 2), (1, 2)), channels=256, fsq_levels=(8, 8, 8, 5, 5, 5)
+    ),
     "DV8x16x16": ConvTokenizerConfig(strides=((2, 2), (1, 2)), fsq_levels=(8, 8, 8, 5, 5, 5)),
 }
 """NVIDIA's tokenizers by their released names: C continuous, D discrete; V video; time x height x width."""

@@ -1,6 +1,6 @@
 """Somebody's weights, ready for sampling as they are: nothing is converted, nothing is written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -8,11 +8,13 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from cosmos_ref.config import Config, ConvTokenizerConfig
+from cosmos_ref.config import TOKENIZERS, Config, ConvTokenizerConfig
+from cosmos_ref.equations import costs
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.names import Layout, group_of
-from cosmos_ref.interop.parts import ACCEPTED, find_parts, read_network, read_tokenizer
+from cosmos_ref.interop.parts import ACCEPTED, find_parts, read_network, read_tokenizer, tokenizer_sources
 from cosmos_ref.interop.sources import Source, read_finite, read_json
+from cosmos_ref.interop.tokenizer_names import recognise_tokenizer, recognise_tokenizer_layout
 from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.model.initialization import build_denoiser
 from cosmos_ref.tokenizer.build import build_tokenizer
@@ -45,7 +47,7 @@ class Release:
         Raises:
             UserError: a tensor is not finite.
         """
-        return self._filled(build_denoiser(self.config), self.denoiser_tensors)
+        return fill(build_denoiser(self.config), self.denoiser_tensors, self.device, self.precision)
 
     def load_tokenizer(self) -> ContinuousTokenizer | HaarPCATokenizer:
         """The tokenizer, on its device and in its precision, statistics included.
@@ -56,12 +58,7 @@ class Release:
         with torch.device("meta"):
             tokenizer = build_tokenizer(self.config.tokenizer)
         assert not isinstance(tokenizer, DiscreteTokenizer)  # open_release refuses it
-        return self._filled(tokenizer, self.tokenizer_tensors)
-
-    def _filled(self, module: Module, tensors: Mapping[str, Source]) -> Module:
-        state = {name: read_finite(t).to(self.device, self.precision) for name, t in tensors.items()}
-        module.load_state_dict(state, assign=True)
-        return module.eval().requires_grad_(False)
+        return fill(tokenizer, self.tokenizer_tensors, self.device, self.precision)
 
 
 def open_release(
@@ -116,6 +113,53 @@ def open_release(
     return Release(config, layout, t5, sizes, precision, torch.device(device), denoiser_tensors, tokenizer_tensors)
 
 
+def open_tokenizer(
+    path: Path, device: torch.device, precision: torch.dtype, allow_torchscript: bool = False
+) -> tuple[ConvTokenizerConfig, Callable[[], ContinuousTokenizer | DiscreteTokenizer]]:
+    """Which of NVIDIA's tokenizers the weights at `path` are, and what loads it.
+
+    A continuous one without statistics gives latents as its encoder does, not standardised.
+
+    Args:
+        path: diffusers' vae folder, NVIDIA's folder, or a file of weights.
+        device: where it goes.
+        precision: of its weights once loaded.
+        allow_torchscript: whether NVIDIA's `.jit` files may be loaded, which can run code.
+
+    Raises:
+        UserError: there is no tokenizer, or none of NVIDIA's.
+    """
+    coder = find_parts(Path(path), allow_torchscript).tokenizer
+    if coder is None:
+        raise UserError(f"{path} holds no tokenizer: {ACCEPTED}")
+    shapes = {name: source.shape for name, source in tokenizer_sources(coder, allow_torchscript).items()}
+    layout = recognise_tokenizer_layout(shapes)
+    name = layout and recognise_tokenizer(shapes, layout)
+    if name is None:
+        raise UserError(f"{path} holds none of these tokenizers: {', '.join(TOKENIZERS)}")
+    config = TOKENIZERS[name]
+    tensors = read_tokenizer(coder, config, allow_torchscript, without_statistics=True).tensors
+
+    def load() -> ContinuousTokenizer | DiscreteTokenizer:
+        with torch.device("meta"):
+            tokenizer = build_tokenizer(config)
+        assert not isinstance(tokenizer, HaarPCATokenizer)
+        return fill(tokenizer, tensors, device, precision)
+
+    return config, load
+
+
+T5_SIZES = {  # of the equation, and what transformers calls them
+    "vocabulary": "vocab_size",
+    "width": "d_model",
+    "depth": "num_layers",
+    "num_heads": "num_heads",
+    "head_dim": "d_kv",
+    "mlp_width": "d_ff",
+    "distances": "relative_attention_num_buckets",
+}
+
+
 def t5_parameters(folder: Path) -> int:
     """Numbers in the encoder half of a T5 model, from its `config.json`.
 
@@ -125,15 +169,23 @@ def t5_parameters(folder: Path) -> int:
     path = folder / "config.json"
     config = read_json(path)
     try:
-        width, depth, heads = config["d_model"], config["num_layers"], config["num_heads"]
-        attention = 4 * width * heads * config["d_kv"]
-        gated = "gated" in config.get("feed_forward_proj", "relu")
-        mlp = (2 + gated) * width * config["d_ff"]
-        positions = config.get("relative_attention_num_buckets", 32) * heads
-        return config["vocab_size"] * width + depth * (attention + mlp + 2 * width) + positions + width
+        sizes = {ours: config[theirs] for ours, theirs in T5_SIZES.items()}
+        gates = sizes["depth"] * sizes["width"] * sizes["mlp_width"]  # of version 1.1
+        return costs.t5_parameters(**sizes) + ("gated" in config.get("feed_forward_proj", "relu")) * gates
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not of a T5 model ({error!r}): give the folder of t5-11b") from error
 
 
 def _bytes(tensors: Mapping[str, Source], precision: torch.dtype) -> int:
     return sum(torch.Size(source.shape).numel() for source in tensors.values()) * precision.itemsize
+
+
+def fill(module: Module, tensors: Mapping[str, Source], device: torch.device, precision: torch.dtype) -> Module:
+    """A module with its tensors, read one by one.
+
+    Raises:
+        UserError: a tensor is not finite.
+    """
+    state = {name: read_finite(tensor).to(device, precision) for name, tensor in tensors.items()}
+    module.load_state_dict(state, assign=True)
+    return module.eval().requires_grad_(False)

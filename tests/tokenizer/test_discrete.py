@@ -58,17 +58,24 @@ def test_a_discrete_tokenizer_is_the_continuous_one_but_for_two_pointwise_convol
     changed = [name for name in ours if ours[name] != other[name]]
     assert ours.keys() == other.keys()
     assert changed == ["quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight"]
-    assert parameters(continuous) - parameters(discrete) == 2 * (16 * 16 + 16) - (16 * 6 + 6) - (6 * 16 + 16) == 330
+    C = config.channels
+    assert parameters(continuous) - parameters(discrete) == 2 * (C * C + C) - (C * 6 + 6) - (6 * C + C)
 
 
 def test_the_full_tokenizers_have_these_numbers_of_parameters():
-    """DV8x16x16 halves the frame once more than CV8x8x8, at width 512: a convolution over 3 x 3 and one over 1 x 1."""
+    """DV8x16x16 halves the frame once more than CV8x8x8, at width 512: a convolution over 3 x 3 and one over 1 x 1.
+
+    DV4x8x8 has 256 channels where CV4x8x8 has 16: what the encoder ends and the decoder begins with, and the maps
+    between those channels and the six numbers of a code.
+    """
     with torch.device("meta"):
         dv4, dv8 = DiscreteTokenizer(TOKENIZERS["DV4x8x8"]), DiscreteTokenizer(TOKENIZERS["DV8x16x16"])
         cv4, cv8 = ContinuousTokenizer(TOKENIZERS["CV4x8x8"]), ContinuousTokenizer(TOKENIZERS["CV8x8x8"])
     halving = (9 * 512 * 512 + 512) + (512 * 512 + 512)
     assert parameters(dv8) == parameters(cv8) + 2 * halving - 330 == 110_898_294
-    assert parameters(dv4) == parameters(cv4) - 330 == 110_208_486
+    ends = {c: (9 * 512 * c + c) + (3 * c * c + c) + 9 * c * 512 for c in (16, 256)}
+    maps = (256 * 6 + 6) + (6 * 256 + 256) - 2 * (16 * 16 + 16)
+    assert parameters(dv4) == parameters(cv4) + ends[256] - ends[16] + maps == 112_619_766
     assert (dv4.temporal_factor, dv4.spatial_factor, dv4.codebook_size) == (4, 8, 64_000)
     assert (dv8.temporal_factor, dv8.spatial_factor, dv8.codebook_size) == (8, 16, 64_000)
 
