@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K"]:
         """Normalise x."""
-        return attention.rms_norm(x, self.weight, self.eps)
+        return attention.rms_norm(x, self.weight.to(x), self.eps)  # autocast: one precision, or nothing is fused
 
 
 class SelfAttention(nn.Module):

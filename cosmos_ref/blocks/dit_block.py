@@ -1,6 +1,5 @@
 """One block of the transformer, and its final layer."""
 
-import torch
 import torch.nn.functional as nnf
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,15 +32,15 @@ class DiTBlock(nn.Module):
 
     def modulation(
         self, noise_embedding: Float[Tensor, "S D"], adaln_lora: Float[Tensor, "S P"]
-    ) -> Float[Tensor, "S 9 D"]:
+    ) -> list[Float[Tensor, "S D"]]:
         """Shift, scale and gate of self-attention, of cross-attention and of the MLP, at S noise levels."""
         adalns = (self.adaln_self, self.adaln_cross, self.adaln_mlp)
-        return torch.stack([part for adaln in adalns for part in adaln(noise_embedding, adaln_lora)], dim=1)
+        return [part for adaln in adalns for part in adaln(noise_embedding, adaln_lora)]
 
     def forward(
         self,
         x: Float[Tensor, "B L D"],
-        modulation: Float[Tensor, "#B 9 D"],
+        modulation: list[Float[Tensor, "#B D"]],
         position_embedding: Float[Tensor, "L D"],
         cos: Float[Tensor, "B L K"],
         sin: Float[Tensor, "B L K"],
@@ -50,7 +49,7 @@ class DiTBlock(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Tokens after this block."""
         x = x + position_embedding
-        shift, scale, weight, *rest = modulation.unbind(1)
+        shift, scale, weight, *rest = modulation
         x = gate(x, self.self_attention(modulate(norm(x), shift, scale), cos, sin), weight)
         shift, scale, weight, *rest = rest
         x = gate(x, self.cross_attention(modulate(norm(x), shift, scale), text_keys, text_values), weight)
@@ -68,13 +67,13 @@ class FinalLayer(nn.Module):
 
     def modulation(
         self, noise_embedding: Float[Tensor, "S D"], adaln_lora: Float[Tensor, "S P"]
-    ) -> Float[Tensor, "S 2 D"]:
+    ) -> list[Float[Tensor, "S D"]]:
         """Shift and scale at S noise levels."""
-        return torch.stack(self.adaln(noise_embedding, adaln_lora), dim=1)
+        return list(self.adaln(noise_embedding, adaln_lora))
 
-    def forward(self, x: Float[Tensor, "B L D"], modulation: Float[Tensor, "#B 2 D"]) -> Float[Tensor, "B L Q"]:
+    def forward(self, x: Float[Tensor, "B L D"], modulation: list[Float[Tensor, "#B D"]]) -> Float[Tensor, "B L Q"]:
         """Patches of the network's output."""
-        shift, scale = modulation.unbind(1)
+        shift, scale = modulation
         return self.linear(modulate(norm(x), shift, scale))
 
 

@@ -20,12 +20,15 @@ BASE_FPS = 24.0
 class Modulations(NamedTuple):
     """What the noise level says to every sub-block, at S levels: one a clip, or one that all clips share."""
 
-    blocks: list[Float[Tensor, "S 9 D"]]
-    final_layer: Float[Tensor, "S 2 D"]
+    blocks: list[list[Float[Tensor, "S D"]]]
+    """Shift, scale and gate of the three sub-blocks of each block."""
+    final_layer: list[Float[Tensor, "S D"]]
+    """Shift and scale."""
 
     def at(self, level: int) -> "Modulations":
         """Of one level, for all clips."""
-        return Modulations([block[level, None] for block in self.blocks], self.final_layer[level, None])
+        *blocks, final_layer = ([part[level, None] for part in parts] for parts in (*self.blocks, self.final_layer))
+        return Modulations(blocks, final_layer)
 
 
 class Prepared(NamedTuple):
