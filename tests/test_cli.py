@@ -6,10 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cosmos_ref.cli import main
+from cosmos_ref.config import TOKENIZERS
 from cosmos_ref.traceability import EQUATIONS
 from cosmos_ref.video_io import read_clip, write_video
+from tests.interop.files import CODER, DISCRETE, write_jit
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,25 @@ def test_tokenize_writes_latents_and_both_videos_side_by_side(video, tmp_path, c
     assert read_clip(tmp_path / "out" / "reconstruction.mp4", frames=9).video.shape == (3, 9, 32, 80)
     assert (tmp_path / "out" / "latents.safetensors").exists()
     assert "PSNR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [CODER, DISCRETE], ids=["continuous", "discrete"])
+def test_a_released_tokenizer_is_recognised_and_used(config, video, tmp_path, capsys, monkeypatch):
+    """TorchScript only if allowed; a discrete tokenizer gives numbers of codes."""
+    monkeypatch.setitem(TOKENIZERS, "small", config)
+    folder, out = tmp_path / "release", tmp_path / "out"
+    write_jit(folder, config)
+    size = ["--resize", "--height", "32", "--width", "40", "--num-frames", "9", "--out", out]
+    arguments = ["tokenize", video, "--tokenizer", folder, *size]
+    assert "--allow-torchscript" in refused(capsys, *arguments)
+    assert not out.exists()
+    main([str(argument) for argument in [*arguments, "--allow-torchscript"]])
+    latents = load_file(out / "latents.safetensors")["latents"]
+    if config.fsq_levels:
+        assert latents.shape == (1, 2, 4, 5) and set(latents.unique().tolist()) <= set(range(6))
+    else:
+        assert latents.shape == (1, 5, 2, 4, 5)
+    assert read_clip(out / "reconstruction.mp4").video.shape == (3, 9, 32, 80)
 
 
 def test_a_video_that_cannot_be_tokenized_leaves_no_folder(video, tmp_path, capsys):

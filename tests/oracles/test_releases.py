@@ -1,6 +1,7 @@
 """`cosmos-ref sample` on weights that diffusers wrote: the video is that of diffusers' own pipelines."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from cosmos_ref import cli
 from cosmos_ref.config import PRESETS, ClipConfig, TextConfig
 from cosmos_ref.interop.names import diffusers_config
 from cosmos_ref.pipelines.sample import noise_from_seed
+from cosmos_ref.pipelines.world_model import WorldModel
+from cosmos_ref.tokenizer.plan import plan_tokenizer
 from cosmos_ref.video_io import read_clip, write_video
 from tests.conditioning.small_t5 import write_t5
 from tests.oracles.test_trajectories import NoGuard
@@ -145,3 +148,74 @@ def test_the_video_is_that_of_diffusers_pipeline(release, tmp_path, monkeypatch)
     (video, fps), expected = ours[0], theirs[0][0][0]
     assert fps == 30 and expected.abs().max() < 1 and expected.std() > 0.05
     torch.testing.assert_close(video, expected, rtol=0, atol=1e-5)  # float32; 2e-7 was seen
+
+
+# --- the same release, otherwise
+
+
+@pytest.fixture
+def sampled(release, tmp_path, monkeypatch):
+    """Makes videos from the release by the command line, a few steps each, and gives them before they are written."""
+    folder, _, video2world = release
+    config = small(video2world)
+    monkeypatch.setitem(PRESETS, config.name, config)
+    made = []
+    monkeypatch.setattr("cosmos_ref.generate.write_video", lambda path, video, fps: made.append(video))
+
+    def sample(*options, weights=("--preset", config.name, "--weights", str(folder))):
+        prompts = ["--prompt", "a red marble", "--negative-prompt", "a marble hits", "--num-steps", "3"]
+        cli.main(["sample", *weights, "--out", str(tmp_path / "a.mp4"), *prompts, *map(str, options)])
+        return made.pop()
+
+    return sample
+
+
+def test_what_becomes_of_the_parts_not_in_use_does_not_matter(sampled):
+    kept, moved, read_again = (sampled("--offload", offload) for offload in ("none", "cpu", "disk"))
+    assert torch.equal(kept, moved) and torch.equal(kept, read_again)
+
+
+def test_embeddings_written_beforehand_make_the_same_video(release, sampled, tmp_path):
+    folder, _, _ = release
+    table = tmp_path / "prompts.safetensors"
+    t5 = ["--t5", str(folder / "text_encoder"), "--preset", "7b-video2world" if release[2] else "7b"]
+    cli.main(["encode-text", "a red marble", "a marble hits", "--out", str(table), *t5])
+    assert torch.equal(sampled("--text-embeddings", table), sampled())
+
+
+def test_a_converted_checkpoint_makes_the_same_video(release, sampled, tmp_path, capsys):
+    folder, _, video2world = release
+    cli.main(["convert", str(folder), "--out", str(tmp_path / "ours"), "--to", "ours"])
+    name = "7b-video2world" if video2world else "7b"
+    assert f"network and tokenizer of {name}, from diffusers to ours" in capsys.readouterr().out
+    ours = "--weights", str(tmp_path / "ours"), "--t5", str(folder / "text_encoder")
+    assert torch.equal(sampled(weights=ours), sampled())
+
+
+def test_pieces_that_fit_the_memory_make_the_same_video(sampled):
+    """The tokenizer goes through the clip in chunks, which changes nothing but rounding."""
+    whole = sampled("--offload", "disk")
+    with mock.patch("cosmos_ref.pipelines.memory.plan_tokenizer", in_single_frames):
+        pieces = sampled("--offload", "disk")
+    assert not torch.equal(pieces, whole)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
+
+
+def in_single_frames(config, frames, height, width, budget, dtype):
+    return replace(plan_tokenizer(config, frames, height, width, budget, dtype), latent_frames=1)
+
+
+def test_each_clip_of_a_long_video_goes_on_from_the_last_frames_of_the_one_before(release, sampled, monkeypatch):
+    if not release[2]:
+        with pytest.raises(SystemExit) as refusal:
+            sampled("--clips", 2)
+        assert refusal.value.code == cli.USAGE
+        return
+    met = []
+    encode = WorldModel.encode
+    monkeypatch.setattr(WorldModel, "encode", lambda self, video: met.append(video) or encode(self, video))
+    long, short = sampled("--clips", 3, "--given", 9), sampled()
+    assert long.shape[1] == 17 + 8 + 8
+    assert torch.equal(long[:, :17], short)
+    assert torch.equal(met[0][0], long[:, 8:17]) and torch.equal(met[1][0], long[:, 16:25])
+    assert (long[:, 17:25] - long[:, 25:33]).abs().max() > 0.01  # other noise, another clip
