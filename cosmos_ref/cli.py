@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -274,17 +275,19 @@ def convert(
     """
     from cosmos_ref.interop.convert import convert
 
-    made = convert(
-        source,
-        out,
-        to,
-        None if preset is None else preset_called(preset),
-        layout_from=source_layout,
-        tokenizer=tokenizer,
-        weights=weights,
-        allow_torchscript=allow_torchscript,
-        without_statistics=without_statistics,
-    )
+    with copying() as progress:
+        made = convert(
+            source,
+            out,
+            to,
+            None if preset is None else preset_called(preset),
+            layout_from=source_layout,
+            tokenizer=tokenizer,
+            weights=weights,
+            allow_torchscript=allow_torchscript,
+            without_statistics=without_statistics,
+            progress=progress,
+        )
     left_out = f"; {', '.join(made.left_out)} left out, {to} has no place for it" if made.left_out else ""
     Console().print(
         f"{out}: {' and '.join(made.written)} of {made.config.name}, from {made.layout_from} to {to}{left_out}",
@@ -316,6 +319,21 @@ def export(weights: Path, out: Path, t5: Path | None = None) -> None:
     export_bundle(model.config, model.denoiser, model.tokenizer, out)
     print(table([Parity(**row) for row in json.loads((out / "manifest.json").read_text())["parity"]]))
     Console().print(f"{out}: run it without PyTorch by `python -m cosmos_export.runtime {out} --help`", soft_wrap=True)
+
+
+@contextmanager
+def copying() -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """Show how many bytes were copied, how fast, and how long the rest takes."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = "copying", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        def begin(total: int) -> Callable[[int], None]:
+            task = bar.add_task("", total=total)
+            return lambda done: bar.advance(task, done)
+
+        yield begin
 
 
 def progress(steps):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,7 @@ def convert(
     allow_torchscript: bool = False,
     without_statistics: bool = False,
     max_shard_bytes: int = 5 * 10**9,
+    progress: Callable[[int], Callable[[int], None]] = lambda total: lambda done: None,
 ) -> Converted:
     """Write the weights of `source` into the new folder `out`, under the names of another layout.
 
@@ -80,6 +82,7 @@ def convert(
         allow_torchscript: whether NVIDIA's `.jit` files may be loaded, which can run code.
         without_statistics: whether a tokenizer may come without mean and standard deviation of its latents.
         max_shard_bytes: files of other layouts are split at this size; a tensor is never split.
+        progress: called with the bytes there are to copy; what it gives is called with the bytes of each tensor read.
 
     Raises:
         UserError: the source cannot be read, needs code, does not fit the model or is not finite; or `out` exists.
@@ -111,6 +114,8 @@ def convert(
     network = {name: tensor for name, tensor in network.items() if name in names}
     if not network and not coder:
         raise UserError(f"{source} holds nothing that has a place in the layout {layout_to!r}")
+    done = progress(sum(tensor.num_bytes for tensor in (*network.values(), *coder.values())))
+    network, coder = _watched(network, done), _watched(coder, done)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -201,6 +206,20 @@ def _config_of(parts: Parts, allow_torchscript: bool) -> Config:
         raise UserError(f"{parts.tokenizer} is none of {', '.join(TOKENIZERS)}: name a preset that it is of")
     whole, coder = PRESETS["7b"], TOKENIZERS[name]
     return replace(whole, name=name, tokenizer=coder, model=replace(whole.model, channels=coder.channels))
+
+
+def _watched(tensors: dict[str, Source], done: Callable[[int], None]) -> dict[str, Source]:
+    """The same tensors; each tells when it was read."""
+
+    def watched(tensor: Source) -> Source:
+        def read() -> torch.Tensor:
+            value = tensor.read()
+            done(tensor.num_bytes)
+            return value
+
+        return tensor._replace(read=read)
+
+    return {name: watched(tensor) for name, tensor in tensors.items()}
 
 
 def _one_set(tensors: dict[str, Source], weights: Literal["model", "ema"] | None, source: Path) -> dict[str, Source]:
