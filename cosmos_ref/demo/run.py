@@ -21,12 +21,14 @@ from rich.progress import track as progress_bar
 from torch import Tensor
 
 from cosmos_ref import evaluation, worlds
+from cosmos_ref.checkpoint import load_strict, read_checkpoint
 from cosmos_ref.config import ClipConfig, Config, preset
 from cosmos_ref.demo import figures
 from cosmos_ref.demo.machine import describe_machine, peak_memory_gib, versions
 from cosmos_ref.demo.report import Film, Report, write_report
 from cosmos_ref.errors import UserError
 from cosmos_ref.evaluation.denoising import NoiseLevelLoss, loss_over_sigma
+from cosmos_ref.model.initialization import build_uncertainty
 from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.tokenize import reconstruct
 from cosmos_ref.pipelines.video2world import video2world
@@ -148,7 +150,11 @@ class Demo:
             cpu = time.process_time() - cpu
         model = load_world_model(checkpoint)
         with self.stage("measure the trained model"):
-            after = self.denoising(model.denoiser, model.uncertainty, untrained)
+            uncertainty = build_uncertainty(config)
+            load_strict(
+                uncertainty, read_checkpoint(checkpoint, names=("uncertainty",)).tensors["uncertainty"], "u(sigma)"
+            )
+            after = self.denoising(model.denoiser, uncertainty, untrained)
         log = [json.loads(line) for line in (self.folder / "train" / "train.jsonl").read_text().splitlines()]
         metrics["training"] = self.training_metrics(log, untrained, cpu)
         metrics["denoising"] = self.denoising_metrics(before, after)

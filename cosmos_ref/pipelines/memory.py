@@ -10,7 +10,7 @@ from cosmos_ref.pipelines.world_model import DTYPES, Offload, Part
 from cosmos_ref.tokenizer.plan import Plan, plan_tokenizer
 
 MIB, GIB = 2**20, 2**30
-LIVE_WIDTHS = 14
+LIVE_WIDTHS = 13
 """Tensors of a number a token and channel that are alive at once in a block: in its MLP, or around its rotation."""
 T5_WORKING = GIB // 2
 """Of T5-11b on 512 tokens: three tensors of its 65,536 hidden channels in float32, and attention scores."""
