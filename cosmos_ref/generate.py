@@ -23,7 +23,7 @@ from cosmos_ref.pipelines.conventions import like
 from cosmos_ref.pipelines.memory import GIB, MIB, NAMES, MemoryPlan, check_memory, plan_memory
 from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.tokenize import longest_clip, tokenize_file
-from cosmos_ref.pipelines.video2world import extend, video2world
+from cosmos_ref.pipelines.video2world import extend, given_latents, video2world
 from cosmos_ref.pipelines.world_model import DTYPES, Part, WorldModel, checkpoint_parts
 from cosmos_ref.shapes import Video
 from cosmos_ref.video_io import Clip, check_output, probe, read_clip, write_video
@@ -45,19 +45,24 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
         raise UserError("there is nothing to generate from: give --prompt, --frames or both")
     if request.given is not None and request.frames is None and request.clips == 1:
         raise UserError("--given counts the frames to use of --frames, and there are none")
+    if request.clips < 1:
+        raise UserError(f"{request.clips} clips cannot be made: give 1, or more to go on")
     device = find_device(request.device)
+    budget = memory_budget(request.max_memory, device)
+    offload = "none" if request.offload == device.type else request.offload  # what works there cannot wait there
     config, load, weights = find_parts(request, device)
     given = None if request.frames is None else read_given(request, config)
     if given is not None and request.fps is None:
         config = replace(config, clip=replace(config.clip, fps=given.fps))
     latent_shape(config, config.clip)
-    if request.clips > 1 and not config.model.video2world:
-        raise UserError(f"{config.name} is a Text2World model: it makes one clip, and cannot go on from it")
-    budget = request.max_memory * GIB if request.max_memory else free_memory(device)
-    plan = plan_memory(config, weights, request.offload, budget)
+    if given is not None:
+        given_latents(config, given.video.shape[1], config.clip)
+    if request.clips > 1:
+        given_latents(config, frames_to_repeat(request, config), config.clip)
+    plan = plan_memory(config, weights, offload, budget)
     console.print(memory_table(plan, budget))
     check_memory(plan, budget)
-    model = WorldModel(config, load, device, request.offload, plan.tokenizer)
+    model = WorldModel(config, load, device, offload, plan.tokenizer)
     model.load_all()
     video = make(model, request, given, progress)
     write_video(request.out, video[0], config.clip.fps)
@@ -130,20 +135,32 @@ def given_frames(config: Config) -> int:
     return clip_length(len(config.train.given_latents) - 1, config.tokenizer.temporal_factor)
 
 
+def frames_to_repeat(request: "Request", config: Config) -> int:
+    """The frames of a clip that the next one goes on from."""
+    return given_frames(config) if request.given is None else request.given
+
+
 def make(model: WorldModel, request: "Request", given: Clip | None, progress: Progress) -> Video:
     """The first clip, and those that go on from it."""
     clip, settings = model.config.clip, model.config.sample
     asked = [request.prompt], clip, settings, request.negative_prompt, progress
     video = (text2world(model, *asked) if given is None else video2world(model, given.video[None], *asked)).video
-    count = given_frames(model.config) if request.given is None else request.given
     for number in range(1, request.clips):
-        again = replace(settings, seed=settings.seed + number)  # the same noise would bring the same events
-        video = extend(model, video, count, *asked[:2], again, *asked[3:])
+        again = replace(settings, seed=(settings.seed + number) % 2**64)  # the same noise would bring the same events
+        video = extend(model, video, frames_to_repeat(request, model.config), *asked[:2], again, *asked[3:])
     return video
 
 
-def free_memory(device: torch.device) -> float:
-    """Bytes that can be had on the device; endless where the system does not say."""
+def memory_budget(max_memory: float | None, device: torch.device) -> float:
+    """Bytes that may be used: so many GiB, else what is free on the device, endless where the system does not say.
+
+    Raises:
+        UserError: if nothing may be used.
+    """
+    if max_memory is not None:
+        if not max_memory > 0:  # also what is not a number
+            raise UserError(f"{max_memory:g} GiB of memory are not enough for anything: give --max-memory above 0")
+        return max_memory * GIB
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return memory()[1] * GIB or math.inf
@@ -182,6 +199,7 @@ def tokenize_video(
     if weights is not None and release is not None:
         raise UserError("--weights and --tokenizer both name a tokenizer: give one")
     device = torch.device("cpu")
+    budget = memory_budget(max_memory, device)
     if release is not None:
         config, load = open_tokenizer(release, device, torch.float32, allow_torchscript)
         size = longest_clip(probe(file), config, most=clip_length(config.latent_frames, config.temporal_factor))
@@ -192,7 +210,6 @@ def tokenize_video(
         load = checkpoint_parts(folder, whole, device, None)[0]["tokenizer"]
     else:
         config, size, load = preset("tiny").tokenizer, preset("tiny").clip, lambda: None
-    budget = free_memory(device) if max_memory is None else max_memory * GIB
     made = tokenize_file(file, out, config, load, replace(size, **clip), resize, budget)
     numbers = "codes" if made.discrete else "numbers"
     console.print(

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as nnf
-from einops import repeat
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -110,7 +110,7 @@ class HalveSpace(nn.Module):
     def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C T H2 W2"]:
         """Halve x, whose height and width are even."""
         below_and_right = (0, 1, 0, 1)
-        return self.conv(nnf.pad(x, below_and_right)) + nnf.avg_pool3d(x, (1, 2, 2))
+        return self.conv(nnf.pad(x, below_and_right)) + mean_of_pixels(x)
 
 
 class HalveTime(nn.Module):
@@ -123,7 +123,22 @@ class HalveTime(nn.Module):
     def forward(self, x: Float[Tensor, "B C T H W"], past: Past | None = None) -> Float[Tensor, "B C T2 H W"]:
         """Halve x, whose number of frames is odd; a later chunk's is even."""
         pairs = with_frames_before(x, self, past, at_start=1, later=0)
-        return self.conv(x, past) + nnf.avg_pool3d(pairs, (2, 1, 1))
+        return self.conv(x, past) + mean_of_pairs(pairs)
+
+
+# Both as pooling in two dimensions, since torch's in three takes no bfloat16 on a CPU.
+
+
+def mean_of_pixels(x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H2 W2"]:
+    """Mean of each 2x2 pixels."""
+    means = nnf.avg_pool2d(rearrange(x, "B C T H W -> B (C T) H W"), 2)
+    return rearrange(means, "B (C T) H W -> B C T H W", C=x.shape[1])
+
+
+def mean_of_pairs(x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T2 H W"]:
+    """Mean of each two frames."""
+    means = nnf.avg_pool2d(rearrange(x, "B C T H W -> B C T (H W)"), (2, 1))
+    return rearrange(means, "B C T (H W) -> B C T H W", H=x.shape[3])
 
 
 class DoubleTime(nn.Module):

@@ -7,7 +7,7 @@ from itertools import count
 import torch
 
 from cosmos_ref.conditioning.condition import Condition, give_frames, text_condition
-from cosmos_ref.config import ClipConfig, SampleConfig, latent_shape
+from cosmos_ref.config import ClipConfig, Config, SampleConfig, latent_shape
 from cosmos_ref.equations.causal import latent_length
 from cosmos_ref.errors import UserError
 from cosmos_ref.pipelines.sample import noise_from_seed
@@ -42,15 +42,11 @@ def video2world(
     Raises:
         UserError: if the model takes no frames, or their number or size does not fit, or that of the prompts.
     """
-    if not model.config.model.video2world:
-        raise UserError(f"preset {model.config.name!r} is a Text2World model: it takes no frames, only a prompt")
     B, _, frames, height, width = video.shape
     if len(prompts) != B:
         raise UserError(f"{len(prompts)} prompts for {B} given clips: give each clip one, or None")
-    given = latent_length(frames, model.config.tokenizer.temporal_factor)
-    shape = latent_shape(model.config, replace(clip, height=height, width=width))
-    if given >= shape[1]:
-        raise UserError(f"{frames} given frames leave nothing to generate in a clip of {clip.frames}: give fewer")
+    clip = replace(clip, height=height, width=width)
+    given, shape = given_latents(model.config, frames, clip), latent_shape(model.config, clip)
     text = model.encode_prompts(prompts)
     null_text = model.encode_prompts([negative_prompt] * B)
     streams = count()
@@ -74,6 +70,20 @@ def video2world(
     fresh = (lambda: give()["given_latents"]) if settings.given_noise == "fresh" else None
     x0 = denoise_fully(model, noise, give(), null_text, settings, clean, fresh, progress)
     return Generated(model.decode(x0), x0)
+
+
+def given_latents(config: Config, frames: int, clip: ClipConfig) -> int:
+    """Latent frames that so many given frames are.
+
+    Raises:
+        UserError: if the model takes no frames, not so many, or they leave nothing of the clip to generate.
+    """
+    if not config.model.video2world:
+        raise UserError(f"preset {config.name!r} is a Text2World model: it takes no frames, only a prompt")
+    given = latent_length(frames, config.tokenizer.temporal_factor)
+    if given >= latent_shape(config, clip)[1]:
+        raise UserError(f"{frames} given frames leave nothing to generate in a clip of {clip.frames}: give fewer")
+    return given
 
 
 def extend(

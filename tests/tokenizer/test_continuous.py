@@ -146,3 +146,16 @@ def test_latents_of_another_tokenizer_are_refused(tokenizer):
 def test_a_number_of_strides_that_leaves_a_level_without_one_is_an_error():
     with pytest.raises(ValueError):
         ContinuousTokenizer(dataclasses.replace(SMALL["CV8x8x8"], strides=((2, 2),)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_in_bfloat16_a_tokenizer_says_nearly_the_same(name):
+    """bfloat16 rounds to 3 digits in each of some forty layers; the CPU must have every operation in it."""
+    tokenizer = drawn_tokenizer(SMALL[name])
+    video = drawn_video(1, 1 + tokenizer.temporal_factor)
+    latents = tokenizer.encode(video)
+    decoded = tokenizer.decode(latents)
+    rounded = tokenizer.to(torch.bfloat16)
+    assert (rounded.encode(video.bfloat16()) - latents).abs().mean() < 0.05 * latents.abs().mean()
+    assert (rounded.decode(latents.bfloat16()) - decoded).abs().mean() < 0.05 * decoded.abs().mean()
