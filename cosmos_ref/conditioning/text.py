@@ -123,12 +123,12 @@ class T5Encoder:
                 torch_dtype=dtype or "auto",
                 output_loading_info=True,
             )
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"T5 folder {folder} holds weights with more than tensors in them, and is not read, as that could run "
-                "code: give the same weights as safetensors"
-            ) from error
         except Exception as error:  # transformers, tokenizers and safetensors each raise kinds of their own
+            if _holds_code(error):
+                raise UserError(
+                    f"T5 folder {folder} holds weights with more than tensors in them, and is not read, as that could "
+                    "run code: give the same weights as safetensors"
+                ) from error
             raise UserError(f"T5 folder {folder} cannot be read: {error}") from error
         if report["missing_keys"]:  # transformers fills them with random numbers
             missing = ", ".join(sorted(report["missing_keys"])[:3])
@@ -188,6 +188,13 @@ def build_text_encoder(
     if encoder.width != text.width:
         raise UserError(f"T5 folder {t5_folder} gives width {encoder.width}; this model takes {text.width}")
     return encoder
+
+
+def _holds_code(error: BaseException | None) -> bool:
+    """Whether a refusal to unpickle stands behind an error; some versions of transformers raise their own on top."""
+    while error is not None and not isinstance(error, pickle.UnpicklingError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @lru_cache(maxsize=4096)
