@@ -182,13 +182,24 @@ def test_an_option_that_does_not_parse_is_named(capsys, arguments, says):
         (["--prompt", "a", "--device", "warp"], "'warp'"),
         (["--prompt", "a", "--t5", "t5_folder"], "without T5"),
         (["--prompt", "a", "--device", "cuda:99"], "cuda:99"),
+        (["--prompt", "a", "--max-memory", "0"], "0 GiB"),
+        (["--prompt", "a", "--max-memory", "-1"], "-1 GiB"),
+        (["--prompt", "a", "--max-memory", "nan"], "nan GiB"),
+        (["--prompt", "a", "--clips", "0"], "0 clips"),
+        (["--prompt", "a", "--clips", "2", "--given", "2"], "1 or 3"),
+        (["--prompt", "a", "--clips", "2", "--given", "5"], "5 given frames"),
+        (["--prompt", "a", "--clips", "2", "--num-frames", "3"], "3 given frames"),
         (["--frames", "{video}", "--resize", "--given", "0"], "0 frames"),
         (["--frames", "{video}", "--resize", "--given", "2"], "1 or 3"),
         (["--frames", "{video}", "--resize", "--given", "11"], "9"),
         (["--frames", "{video}", "--resize", "--given", "5"], "5"),
     ],
 )
-def test_a_clip_that_cannot_be_made_is_refused_and_nothing_is_written(run, video, tmp_path, capsys, arguments, says):
+def test_a_clip_that_cannot_be_made_is_refused_and_nothing_is_written(
+    run, video, tmp_path, capsys, monkeypatch, arguments, says
+):
+    """Before anything is sampled, too."""
+    monkeypatch.delattr("cosmos_ref.pipelines.text2world.sample")
     (tmp_path / "text.mp4").write_text("this is not a video")
     (tmp_path / "truncated.mp4").write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     places = {"text": tmp_path / "text.mp4", "truncated": tmp_path / "truncated.mp4", "video": video}
