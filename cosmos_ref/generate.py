@@ -17,7 +17,7 @@ from cosmos_ref.config import Config, latent_shape, preset
 from cosmos_ref.doctor import memory
 from cosmos_ref.equations.causal import clip_length
 from cosmos_ref.errors import UserError
-from cosmos_ref.interop.released import open_release, open_tokenizer
+from cosmos_ref.interop.released import open_release, open_tokenizer, t5_parameters
 from cosmos_ref.model.initialization import find_device
 from cosmos_ref.pipelines.conventions import like
 from cosmos_ref.pipelines.memory import GIB, MIB, NAMES, MemoryPlan, check_memory, plan_memory
@@ -81,6 +81,8 @@ def find_parts(
         folder = find_checkpoint(request.weights)
         config = settle(read_checkpoint(folder, names=()).config, request)
         load, weights = checkpoint_parts(folder, config, device, request.t5)
+        if request.t5 is not None and config.text.encoder == "t5":
+            weights["text_encoder"] = t5_parameters(request.t5) * DTYPES[config.sample.precision].itemsize
     else:
         config = settle(preset(request.preset), request)
         release = open_release(
@@ -92,14 +94,15 @@ def find_parts(
             device=device,
             allow_torchscript=request.allow_torchscript,
         )
-        weights: Mapping[Part, int] = {"text_encoder": 0, **release.bytes}
-        load: dict[Part, Callable[[], Any]] = {
+        weights = {"text_encoder": 0, **release.bytes}
+        load = {
             "text_encoder": lambda: build_text_encoder(config.text, release.t5_folder, release.precision),
             "denoiser": release.load_denoiser,
             "tokenizer": release.load_tokenizer,
         }
     if request.text_embeddings is not None:
         table = TextTable(request.text_embeddings, config.text)
+        table.encode([request.prompt, request.negative_prompt])  # a prompt it lacks is found now
         load["text_encoder"], weights = lambda: table, {**weights, "text_encoder": 0}
     return config, load, weights
 

@@ -144,7 +144,7 @@ def load_world_model(path: Path, t5_folder: Path | None = None, device: torch.de
 def checkpoint_parts(
     folder: Path, config: Config, device: torch.device, t5_folder: Path | None
 ) -> tuple[dict[Part, Callable[[], Any]], dict[Part, int]]:
-    """What loads each part of a checkpoint, and the bytes of their weights in memory.
+    """What loads each part of a checkpoint, and the bytes of their weights in memory; T5's are not counted.
 
     Raises:
         UserError: if the checkpoint holds no tokenizer.
@@ -166,7 +166,7 @@ def checkpoint_parts(
         return module.to(device, dtypes[part]).eval().requires_grad_(False)
 
     load: dict[Part, Callable[[], Any]] = {
-        "text_encoder": lambda: build_text_encoder(config.text, t5_folder),
+        "text_encoder": lambda: build_text_encoder(config.text, t5_folder, precision),
         "denoiser": lambda: load_module("denoiser"),
         "tokenizer": lambda: load_module("tokenizer"),
     }

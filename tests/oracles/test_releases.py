@@ -189,7 +189,11 @@ def test_a_converted_checkpoint_makes_the_same_video(release, sampled, tmp_path,
     name = "7b-video2world" if video2world else "7b"
     assert f"network and tokenizer of {name}, from diffusers to ours" in capsys.readouterr().out
     ours = "--weights", str(tmp_path / "ours"), "--t5", str(folder / "text_encoder")
-    assert torch.equal(sampled(weights=ours), sampled())
+    for precision in ("fp32", "bf16"):
+        options = "--precision", precision, "--max-memory", 1
+        converted, plan = sampled(*options, weights=ours), capsys.readouterr().out
+        assert torch.equal(converted, sampled(*options))
+        assert plan == capsys.readouterr().out
 
 
 def test_pieces_that_fit_the_memory_make_the_same_video(sampled):
