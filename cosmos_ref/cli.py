@@ -206,11 +206,12 @@ def encode_text(
         device: where to run.
     """
     from cosmos_ref.conditioning.text import build_text_encoder
-    from cosmos_ref.conditioning.text_table import write_text_table
+    from cosmos_ref.conditioning.text_table import check_text_table, write_text_table
     from cosmos_ref.model.initialization import find_device
     from cosmos_ref.pipelines.world_model import DTYPES
 
     config = preset_called(preset)
+    check_text_table(out)
     encoder = build_text_encoder(config.text, t5, DTYPES[config.sample.precision]).to(find_device(device))
     write_text_table(out, encoder, prompts)
     Console().print(f"{out}: {len(prompts)} prompt(s), use it by `cosmos-ref sample --text-embeddings {out}`")

@@ -65,6 +65,8 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
     model = WorldModel(config, load, device, offload, plan.tokenizer)
     model.load_all()
     video = make(model, request, given, progress)
+    if not torch.isfinite(video).all():
+        raise UserError(f"what {config.name} made is not finite: try --precision fp32, or guidance nearer 0")
     write_video(request.out, video[0], config.clip.fps)
     _, frames, height, width = video[0].shape
     console.print(f"{request.out}: {frames} frames of {height}x{width} at {config.clip.fps:g} fps", soft_wrap=True)

@@ -1,5 +1,6 @@
 """The command line as its users meet it: what works, and what a bad request is told before anything is written."""
 
+import math
 import os
 import shutil
 
@@ -207,6 +208,22 @@ def test_a_clip_that_cannot_be_made_is_refused_and_nothing_is_written(
     arguments = [argument.format(**places) for argument in arguments]
     assert says in refused(capsys, "sample", "--weights", run, "--out", tmp_path / "clip.mp4", *arguments)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_not_finite_is_not_written(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cosmos_ref.pipelines.text2world.sample", lambda denoise, noise, *_: noise * math.nan)
+    out = tmp_path / "clip.mp4"
+    assert "not finite" in refused(capsys, "sample", "--weights", run, "--prompt", "a", "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "says"), [("table.bin", ".safetensors"), ("none/a.safetensors", "none"), ("x.safetensors", "folder")]
+)
+def test_a_table_that_cannot_be_written_is_refused_before_the_encoder_is_sought(tmp_path, capsys, out, says):
+    (tmp_path / "x.safetensors").mkdir()
+    message = refused(capsys, "encode-text", "a", "--out", tmp_path / out, "--t5", "no_t5")
+    assert says in message and "no_t5" not in message
 
 
 @pytest.mark.parametrize(("out", "says"), [("clip.avi", ".avi"), ("locked/clip.mp4", "locked")])

@@ -71,18 +71,29 @@ class TextTable:
         return rows.float()
 
 
-def write_text_table(file: str | Path, encoder: TextEncoder, prompts: Sequence[str]) -> Path:
-    """Encode prompts once and for all; the rows of zeros behind each are left out.
+def check_text_table(file: str | Path) -> Path:
+    """Return `file` if `write_text_table` can write it; call it before the text encoder is loaded.
 
     Raises:
-        UserError: a prompt is blank or too long, or the file cannot be written.
+        UserError: another suffix than .safetensors, a folder, or in a folder that is not there.
     """
     file = Path(file)
     if file.suffix != ".safetensors":
         raise UserError(f"{file} does not end in .safetensors: text embeddings are written as that")
     if not file.parent.is_dir():
         raise UserError(f"folder {file.parent} does not exist: make it first")
-    table = {}
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: give the name of a file")
+    return file
+
+
+def write_text_table(file: str | Path, encoder: TextEncoder, prompts: Sequence[str]) -> Path:
+    """Encode prompts once and for all; the rows of zeros behind each are left out.
+
+    Raises:
+        UserError: a prompt is blank or too long, or the file cannot be written.
+    """
+    file, table = check_text_table(file), {}
     for prompt in dict.fromkeys(prompts):
         rows = encoder.encode([prompt])[0]
         used = int(rows.any(dim=1).nonzero().max()) + 1
