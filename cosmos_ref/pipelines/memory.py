@@ -7,7 +7,7 @@ from typing import NamedTuple
 from cosmos_ref.config import Config, ConvTokenizerConfig, latent_shape
 from cosmos_ref.errors import UserError
 from cosmos_ref.pipelines.world_model import DTYPES, Offload, Part
-from cosmos_ref.tokenizer.plan import Plan, plan_tokenizer
+from cosmos_ref.tokenizer.plan import Plan, plans_from_whole_to_smallest
 
 MIB, GIB = 2**20, 2**30
 LIVE_WIDTHS = 13
@@ -48,20 +48,18 @@ def plan_memory(config: Config, weights: Mapping[Part, int], offload: Offload, b
         config: the model, its clip and how it is sampled.
         weights: bytes of each part's weights, as they are in memory.
         offload: what becomes of the parts not in use, see `WorldModel`.
-        budget: bytes there are; the tokenizer works in pieces that fit.
-
-    Raises:
-        UserError: if not even the tokenizer's smallest pieces fit.
+        budget: bytes there are; the tokenizer works in the largest pieces that fit, else in the smallest there are.
     """
     clip = config.clip
     others = {part: sum(weights.values()) - weights[part] if offload == "none" else 0 for part in weights}
     tokenizer_plan = None
     tokenizer_working = 6 * 4 * 3 * clip.frames * clip.height * clip.width  # wavelets: a few copies of the video
     if isinstance(config.tokenizer, ConvTokenizerConfig):
+        precision = DTYPES[config.sample.precision]
+        plans = plans_from_whole_to_smallest(config.tokenizer, clip.frames, clip.height, clip.width, precision)
         room = budget - others["tokenizer"]
-        tokenizer_plan = plan_tokenizer(
-            config.tokenizer, clip.frames, clip.height, clip.width, room, DTYPES[config.sample.precision]
-        )
+        smallest = min(plans, key=lambda plan: plan.peak_bytes)
+        tokenizer_plan = next((plan for plan in plans if plan.peak_bytes <= room), smallest)
         tokenizer_working = tokenizer_plan.working_bytes
     working: dict[Part, int] = {
         "text_encoder": T5_WORKING if weights["text_encoder"] else 0,

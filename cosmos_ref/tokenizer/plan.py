@@ -85,6 +85,25 @@ def plan_tokenizer(
     Raises:
         UserError: if the clip does not fit the tokenizer, or even the smallest pieces do not fit the memory.
     """
+    plans = plans_from_whole_to_smallest(config, frames, height, width, dtype)
+    for plan in plans:
+        if plan.peak_bytes <= max_memory_bytes:
+            return plan
+    least = min(plan.peak_bytes for plan in plans)
+    raise UserError(
+        f"{max_memory_bytes / 2**30:.3g} GiB do not suffice for {frames} frames of {height} x {width}: the smallest "
+        f"pieces take {least / 2**30:.3g} GiB ({least} bytes)"
+    )
+
+
+def plans_from_whole_to_smallest(
+    config: ConvTokenizerConfig, frames: int, height: int, width: int, dtype: torch.dtype
+) -> list[Plan]:
+    """Every plan for one clip, in the order of what each changes: the whole clip, fewer frames at once, then tiles.
+
+    Raises:
+        UserError: if the clip does not fit the tokenizer.
+    """
     latent_frames = latent_length(frames, config.temporal_factor)
     for name, size in (("height", height), ("width", width)):
         if size < 1 or size % config.spatial_factor:
@@ -92,23 +111,16 @@ def plan_tokenizer(
     grid = (latent_frames, height // config.spatial_factor, width // config.spatial_factor)
     with torch.device("meta"):
         weight_bytes = dtype.itemsize * sum(weight.numel() for weight in build_tokenizer(config).parameters())
-    smallest = None
-    for chunk, tile in _from_whole_to_smallest(*grid):
-        plan = Plan(
+    return [
+        Plan(
             latent_frames=chunk,
             tile_height=tile[0] * config.spatial_factor,
             tile_width=tile[1] * config.spatial_factor,
             weight_bytes=weight_bytes,
             working_bytes=working_bytes(config, grid, chunk, tile, dtype),
         )
-        if plan.peak_bytes <= max_memory_bytes:
-            return plan
-        smallest = min(smallest or plan, plan, key=lambda plan: plan.peak_bytes)
-    assert smallest is not None
-    raise UserError(
-        f"{max_memory_bytes / 2**30:.3g} GiB do not suffice for {frames} frames of {height} x {width}: the smallest "
-        f"pieces take {smallest.peak_bytes / 2**30:.3g} GiB ({smallest.peak_bytes} bytes)"
-    )
+        for chunk, tile in _from_whole_to_smallest(*grid)
+    ]
 
 
 def working_bytes(

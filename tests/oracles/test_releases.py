@@ -19,7 +19,7 @@ from cosmos_ref.config import PRESETS, ClipConfig, TextConfig
 from cosmos_ref.interop.names import diffusers_config
 from cosmos_ref.pipelines.sample import noise_from_seed
 from cosmos_ref.pipelines.world_model import WorldModel
-from cosmos_ref.tokenizer.plan import plan_tokenizer
+from cosmos_ref.tokenizer.plan import plans_from_whole_to_smallest
 from cosmos_ref.video_io import read_clip, write_video
 from tests.conditioning.small_t5 import write_t5
 from tests.oracles.test_trajectories import NoGuard
@@ -199,14 +199,14 @@ def test_a_converted_checkpoint_makes_the_same_video(release, sampled, tmp_path,
 def test_pieces_that_fit_the_memory_make_the_same_video(sampled):
     """The tokenizer goes through the clip in chunks, which changes nothing but rounding."""
     whole = sampled("--offload", "disk")
-    with mock.patch("cosmos_ref.pipelines.memory.plan_tokenizer", in_single_frames):
+    with mock.patch("cosmos_ref.pipelines.memory.plans_from_whole_to_smallest", in_single_frames):
         pieces = sampled("--offload", "disk")
     assert not torch.equal(pieces, whole)
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
 
 
-def in_single_frames(config, frames, height, width, budget, dtype):
-    return replace(plan_tokenizer(config, frames, height, width, budget, dtype), latent_frames=1)
+def in_single_frames(*clip):
+    return [plan for plan in plans_from_whole_to_smallest(*clip) if plan.latent_frames == 1][:1]
 
 
 def test_each_clip_of_a_long_video_goes_on_from_the_last_frames_of_the_one_before(release, sampled, monkeypatch):
