@@ -214,7 +214,9 @@ def encode_text(
     check_text_table(out)
     encoder = build_text_encoder(config.text, t5, DTYPES[config.sample.precision]).to(find_device(device))
     write_text_table(out, encoder, prompts)
-    Console().print(f"{out}: {len(prompts)} prompt(s), use it by `cosmos-ref sample --text-embeddings {out}`")
+    Console().print(
+        f"{out}: {len(prompts)} prompt(s); use it by `cosmos-ref sample --text-embeddings {out}`", soft_wrap=True
+    )
 
 
 def tokenize(

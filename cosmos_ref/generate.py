@@ -26,6 +26,7 @@ from cosmos_ref.pipelines.tokenize import longest_clip, tokenize_file
 from cosmos_ref.pipelines.video2world import extend, given_latents, video2world
 from cosmos_ref.pipelines.world_model import DTYPES, Part, WorldModel, checkpoint_parts
 from cosmos_ref.shapes import Video
+from cosmos_ref.tokenizer.plan import Plan
 from cosmos_ref.video_io import Clip, check_output, probe, read_clip, write_video
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
         given_latents(config, frames_to_repeat(request, config), config.clip)
     plan = plan_memory(config, weights, offload, budget)
     console.print(memory_table(plan, budget))
+    if plan.tokenizer is not None:
+        console.print(f"{pieces_line(plan.tokenizer, config)}.", soft_wrap=True)
     check_memory(plan, budget)
     model = WorldModel(config, load, device, offload, plan.tokenizer)
     model.load_all()
@@ -102,6 +105,11 @@ def find_parts(
             "denoiser": release.load_denoiser,
             "tokenizer": release.load_tokenizer,
         }
+    if config.text.encoder == "t5" and request.text_embeddings is None and not weights["text_encoder"]:
+        raise UserError(
+            f"{config.name} reads prompts with T5, and none was found: give its folder by --t5, or embeddings of the "
+            "prompts by --text-embeddings"
+        )
     if request.text_embeddings is not None:
         table = TextTable(request.text_embeddings, config.text)
         table.encode([request.prompt, request.negative_prompt])  # a prompt it lacks is found now
@@ -183,6 +191,16 @@ def memory_table(plan: MemoryPlan, budget: float) -> Table:
         numbers = stage.weights, stage.working, stage.others, stage.peak
         table.add_row(NAMES[stage.part], *(f"{number / unit:,.1f}" for number in numbers))
     return table
+
+
+def pieces_line(plan: Plan, config: Config) -> str:
+    """How the tokenizer will go through the clip."""
+    _, frames, _, _ = latent_shape(config, config.clip)
+    line = f"The tokenizer takes {min(plan.latent_frames, frames)} of {frames} latent frames at once"
+    tiled = (plan.tile_height, plan.tile_width) != (config.clip.height, config.clip.width)
+    return (
+        f"{line}, in tiles of {plan.tile_height}x{plan.tile_width}: at their seams the video changes" if tiled else line
+    )
 
 
 def tokenize_video(

@@ -108,10 +108,13 @@ class T5Encoder:
             raise UserError(f"T5 folder {folder} does not exist: give a folder with config, tokenizer and weights")
         try:
             from transformers import AutoTokenizer, T5EncoderModel
+            from transformers.utils import logging
         except ImportError as error:
             raise UserError("the t5 text encoder needs transformers: pip install 'cosmos-ref[text]'") from error
         tokenizer_folder = _tokenizer_folder(folder)
         _refuse_pointers(folder, tokenizer_folder)
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # of reading, which runs through what the caller shows
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(
                 tokenizer_folder, local_files_only=True, padding_side="right"
@@ -130,6 +133,9 @@ class T5Encoder:
                     "run code: give the same weights as safetensors"
                 ) from error
             raise UserError(f"T5 folder {folder} cannot be read: {error}") from error
+        finally:
+            if shown:
+                logging.enable_progress_bar()
         if report["missing_keys"]:  # transformers fills them with random numbers
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise UserError(f"T5 folder {folder} lacks weights of a T5 encoder: {missing}, ...")

@@ -51,7 +51,8 @@ class TextTable:
                 continue
             if prompt not in self.rows:
                 known = ", ".join(repr(known) for known in list(self.rows)[:3])
-                raise UserError(f"{self.file} has no embedding of {prompt!r}; it has {len(self.rows)}: {known}, ...")
+                more = f" and {len(self.rows) - 3} more" if len(self.rows) > 3 else ""
+                raise UserError(f"{self.file} has no embedding of {prompt!r}; it has those of {known}{more}")
             row[: len(self.rows[prompt])] = self.rows[prompt]
         return embeddings
 

@@ -191,7 +191,7 @@ def _statistics(
     if pair is None:
         raise UserError(
             f"{file} has no mean and standard deviation of the latents, which a diffusion model needs: give NVIDIA's "
-            f"{STATISTICS} beside the weights, or convert with --without-statistics to take latents as they are"
+            f"{STATISTICS} beside the weights; `cosmos-ref convert --without-statistics` takes latents as they are"
         )
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
         raise UserError(f"{file} should hold two tensors, mean and standard deviation: copy it again")
