@@ -190,6 +190,8 @@ def check_diffusers_config(folder: Path, config: Config) -> None:
     """
     path = folder / "config.json"
     theirs, wanted = read_json(path), diffusers_config(config)
+    if not isinstance(theirs, dict):
+        raise UserError(f"{path} should hold an object with the numbers of a model: copy it again")
     differing = [name for name in wanted if name in theirs and theirs[name] != wanted[name]]
     if differing:
         problems = listed(f"{name} is {theirs[name]}, should be {wanted[name]}" for name in differing)

@@ -182,7 +182,10 @@ def _statistics(
         kept = read_json(file)
         kept = kept if isinstance(kept, dict) else {}
         pair = [kept.get("latents_mean"), kept.get("latents_std")]
-        pair = None if None in pair else [torch.tensor(values) for values in pair]
+        try:
+            pair = None if None in pair else [torch.tensor(values) for values in pair]
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"{file} has no lists of numbers as statistics ({error}): copy it again") from error
     elif file.is_file():
         pair = load_plain(file)
     if pair is None and without:

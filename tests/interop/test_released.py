@@ -186,9 +186,9 @@ def change(name, value):
     return apply
 
 
-def config_with(**values):
+def config_with(part="transformer", **values):
     def apply(folder):
-        file = folder / "transformer" / "config.json"
+        file = folder / part / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
     return apply
@@ -213,6 +213,11 @@ WEIGHT = "transformer_blocks.1.attn2.to_k.weight"
         (cut, r"vae/diffusion_pytorch_model\.safetensors is no whole safetensors file"),
         (lambda folder: (folder / "vae" / "config.json").write_text("{}"), r"config\.json has no mean and standard"),
         (lambda folder: (folder / "vae" / "config.json").unlink(), r"config\.json cannot be read"),
+        (
+            lambda folder: (folder / "transformer" / "config.json").write_text("5"),
+            r"config\.json should hold an object",
+        ),
+        *((config_with("vae", latents_mean=value), "no lists of numbers") for value in ("abc", {"a": 1}, [["x"]])),
     ],
 )
 def test_what_does_not_fit_is_found_before_anything_is_loaded(damage, message, checkpoint, tmp_path, monkeypatch):
