@@ -28,7 +28,7 @@ from cosmos_ref.conditioning.condition import text_condition
 from cosmos_ref.config import PRESETS, TOKENIZERS, Config, HaarPCAConfig, ModelConfig, SampleConfig, TextConfig
 from cosmos_ref.demo.machine import describe_machine, versions
 from cosmos_ref.interop.names import diffusers_config, from_ours
-from cosmos_ref.interop.tokenizer_names import tokenizer_to_diffusers
+from cosmos_ref.interop.tokenizer_names import tokenizer_names
 from cosmos_ref.model.denoiser import Text2WorldDenoiser
 from cosmos_ref.model.dit import CosmosDiT, grid_positions
 from cosmos_ref.pipelines.sample import guided, sample, schedule
@@ -220,7 +220,8 @@ def tokenizer_cases(name: str, dtype: torch.dtype, device: torch.device) -> Iter
     with torch.no_grad():  # into [-1, 1], which ours holds its videos to
         ours.decoder.conv_out.time.weight.mul_(0.01)
     theirs = AutoencoderKLCosmos().eval()
-    theirs.load_state_dict(tokenizer_to_diffusers(ours.state_dict(), config))
+    state = ours.state_dict()
+    theirs.load_state_dict({there: state[name] for name, there in tokenizer_names(config, "diffusers").items()})
     ours, theirs = ours.to(device, dtype), theirs.to(device, dtype)
     video = torch.rand(1, 3, frames, height, width, generator=torch.Generator().manual_seed(4)) * 2 - 1
     video = video.to(device, dtype)

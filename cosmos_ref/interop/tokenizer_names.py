@@ -189,58 +189,7 @@ def vae_config(config: ConvTokenizerConfig, mean: Tensor, std: Tensor) -> dict[s
     }
 
 
-def tokenizer_from_diffusers(
-    tensors: Mapping[str, Tensor],
-    config: ConvTokenizerConfig,
-    latents_mean: Sequence[float] | None = None,
-    latents_std: Sequence[float] | None = None,
-) -> dict[str, Tensor]:
-    """The state of a ContinuousTokenizer from diffusers' tensors.
-
-    Args:
-        tensors: the state dictionary of an AutoencoderKLCosmos.
-        config: which tokenizer it is.
-        latents_mean: of diffusers' config, channel by channel, each latent frame by latent frame; zeros if None.
-        latents_std: the same of the standard deviation; ones if None.
-
-    Raises:
-        UserError: tensors are missing or unknown (all are listed), or the statistics have another length.
-    """
-    theirs_to_ours = {theirs: ours for ours, theirs in tokenizer_names(config).items()}
-    _check_names(tensors, theirs_to_ours, "diffusers' tokenizer")
-    state = {ours: tensors[theirs] for theirs, ours in theirs_to_ours.items()}
-    dtype = next(iter(state.values())).dtype
-    for name, values, identity in (("mean", latents_mean, 0.0), ("std", latents_std, 1.0)):
-        count = config.channels * config.latent_frames
-        if values is not None and len(values) != count:
-            raise UserError(
-                f"latents_{name} has {len(values)} values, not {config.channels} channels * "
-                f"{config.latent_frames} latent frames = {count}: set latent_frames, or give the model's own"
-            )
-        flat = torch.full((count,), identity) if values is None else torch.tensor(values)
-        state[name] = flat.to(dtype).reshape(config.channels, config.latent_frames)
-    return state
-
-
-def tokenizer_to_diffusers(state: Mapping[str, Tensor], config: ConvTokenizerConfig) -> dict[str, Tensor]:
-    """Diffusers' tensors from the state of a ContinuousTokenizer, without its statistics.
-
-    Raises:
-        UserError: tensors are missing or unknown; all are listed.
-    """
-    names = tokenizer_names(config)
-    _check_names(state, {*names, "mean", "std"}, "the tokenizer")
-    return {theirs: state[ours] for ours, theirs in names.items()}
-
-
 def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
     for ours, theirs in rules:
         name = re.sub(ours, theirs, name)
     return name
-
-
-def _check_names(found: Iterable[str], expected: Iterable[str], what: str) -> None:
-    found, expected = set(found), set(expected)
-    problems = [f"missing: {name}" for name in expected - found] + [f"unknown: {name}" for name in found - expected]
-    if problems:
-        raise UserError(f"these are not the weights of {what} of this configuration:{listed(problems)}")

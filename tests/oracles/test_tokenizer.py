@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cosmos_ref.config import TOKENIZERS
-from cosmos_ref.interop.tokenizer_names import tokenizer_from_diffusers, tokenizer_names, tokenizer_to_diffusers
+from cosmos_ref.interop.tokenizer_names import tokenizer_names
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from tests.strategies import normal
 from tests.tokenizer.small import SMALL, drawn_tokenizer, drawn_video
@@ -34,7 +34,8 @@ def both(config, dtype=torch.float64):
     """Our tokenizer and diffusers' with its weights, identity statistics in ours."""
     ours = drawn_tokenizer(config)
     theirs = diffusers_tokenizer(config).double()
-    theirs.load_state_dict(tokenizer_to_diffusers(ours.state_dict(), config))
+    state = ours.state_dict()
+    theirs.load_state_dict({there: state[name] for name, there in tokenizer_names(config, "diffusers").items()})
     for part in (theirs.encoder.patch_embed, theirs.decoder.unpatch_embed):
         # Diffusers rounds the filter to float32 when it is built; in float64 that alone is an error of 2e-8.
         part.wavelets = torch.full_like(part.wavelets, 0.5).sqrt()
@@ -85,9 +86,10 @@ def test_gradients_of_every_weight_and_of_the_video_are_those_of_diffusers(name)
 def test_full_size_names_and_shapes_are_those_of_diffusers_one_to_one(name):
     with torch.device("meta"):
         ours, theirs = ContinuousTokenizer(FULL[name]), diffusers_tokenizer(FULL[name])
-    renamed = tokenizer_to_diffusers(ours.state_dict(), FULL[name])
+    state, names = ours.state_dict(), tokenizer_names(FULL[name], "diffusers")
+    assert {*state} - {*names} == {"mean", "std"}
     shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
-    assert {name: tensor.shape for name, tensor in renamed.items()} == shapes
+    assert {there: state[name].shape for name, there in names.items()} == shapes
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
@@ -96,10 +98,11 @@ def test_published_statistics_standardise_as_diffusers_does():
     """Its pipelines keep them flat, channel by channel; the clip is shorter than they are."""
     config = SMALL["CV8x8x8"]
     plain, theirs = both(config)
-    flat = normal(3, 5 * 3).tolist(), normal(4, 5 * 3).exp().tolist()
-    with torch.device("meta"):
-        ours = ContinuousTokenizer(config)
-    ours.load_state_dict(tokenizer_from_diffusers(theirs.state_dict(), config, *flat), assign=True)
+    flat = normal(3, 5 * 3), normal(4, 5 * 3).exp()
+    ours = ContinuousTokenizer(config).double()
+    state = theirs.state_dict()
+    weights = {name: state[there] for name, there in tokenizer_names(config, "diffusers").items()}
+    ours.load_state_dict(weights | {name: x.view(5, 3) for name, x in zip(("mean", "std"), flat, strict=True)})
     video = drawn_video(1, 9)
-    mean, std = (torch.tensor(x).double().view(1, 5, -1, 1, 1)[:, :, :2] for x in flat)
+    mean, std = (x.view(1, 5, -1, 1, 1)[:, :, :2] for x in flat)
     assert_same(ours.encode(video), (plain.encode(video) - mean) / std)
