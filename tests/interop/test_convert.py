@@ -34,6 +34,7 @@ from tests.interop.files import (
     write_statistics,
     written,
 )
+from tests.strategies import normal
 
 OTHERS = ["nvidia", "nvidia-training", "diffusers"]
 
@@ -219,7 +220,7 @@ def test_statistics_that_do_not_fit_are_refused(pair, message, tmp_path):
 
 def test_wavelets_stay_at_home_and_that_is_said(tmp_path):
     coder = HaarPCATokenizer(HaarPCAConfig()).state_dict()
-    state = groups_of(values()) | {"tokenizer": {name: torch.randn(t.shape) for name, t in coder.items()}}
+    state = groups_of(values()) | {"tokenizer": {name: normal(3, *t.shape).float() for name, t in coder.items()}}
     checkpoint = save_checkpoint(tmp_path / "checkpoint", MICRO, state, {})
     out = convert(checkpoint, tmp_path / "out", "diffusers")
     assert (out.written, out.left_out) == (["network"], ["tokenizer", "uncertainty"])

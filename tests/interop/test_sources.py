@@ -9,10 +9,11 @@ from cosmos_ref.errors import UserError
 from cosmos_ref.interop.parts import find_parts, read_tokenizer
 from cosmos_ref.interop.sources import is_torchscript, listed, read_sources
 from tests.interop.files import CODER, Trap, same, write_jit, write_statistics
+from tests.strategies import normal
 
 TENSORS = {
-    "float": torch.randn(3, 5),
-    "short": torch.randn(7).bfloat16(),
+    "float": normal(0, 3, 5).float(),
+    "short": normal(1, 7).bfloat16(),
     "one": torch.tensor(2.0),
     "none": torch.empty(0, 4),
     "whole": torch.arange(5, dtype=torch.int32),
@@ -31,7 +32,7 @@ def test_every_kind_of_tensor_is_read_as_it_was_written(tmp_path):
 
 
 def test_views_in_a_pickle_are_read_as_they_are_seen(tmp_path):
-    whole = torch.randn(6, 4)
+    whole = normal(2, 6, 4).float()
     views = {
         "row": whole[2],
         "column": whole[:, 1],
