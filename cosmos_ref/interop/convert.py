@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,11 +86,11 @@ def convert(
         progress: called with the bytes there are to copy; what it gives is called with the bytes of each tensor read.
 
     Raises:
-        UserError: the source cannot be read, needs code, does not fit the model or is not finite; or `out` exists.
+        UserError: the source cannot be read, needs code, does not fit the model or is not finite; or `out` exists or
+            cannot be made.
     """
     source, out = Path(source), Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists: give a folder that does not, or delete it")
+    _check_new(out)
     parts = find_parts(source, allow_torchscript)
     if tokenizer is not None:
         parts = parts._replace(tokenizer=find_parts(Path(tokenizer), allow_torchscript).tokenizer)
@@ -183,6 +184,18 @@ def write_safetensors(path: Path, tensors: dict[str, Source]) -> None:
             file.write(read_finite(tensor).contiguous().view(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _check_new(folder: Path) -> None:
+    """Refuse a folder that exists or could not be made."""
+    if folder.exists():
+        raise UserError(f"{folder} exists: give a folder that does not, or delete it")
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # permissions do not tell: in /proc even root can write nothing
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: nothing can be made in {parent} ({error.strerror})") from None
 
 
 def _config_of(parts: Parts, allow_torchscript: bool) -> Config:

@@ -271,6 +271,20 @@ def test_what_is_there_is_not_replaced(tmp_path):
         convert(source, source, "ours", MICRO)
 
 
+@pytest.mark.parametrize(
+    ("out", "parent"),
+    [
+        ("file/out", "file"),
+        ("file/deep/out", "file"),
+        pytest.param("/proc/out", "/proc", marks=pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux")),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_source_is_read(out, parent, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / out}: nothing can be made in {tmp_path / parent} "):
+        convert(tmp_path / "none", tmp_path / out, "ours", MICRO)
+
+
 def test_weights_of_no_preset_ask_which_they_are(tmp_path):
     source, _ = written(tmp_path / "source", "nvidia", LARGE)
     with pytest.raises(UserError, match="the sizes of no preset"):
