@@ -105,6 +105,32 @@ class ConvTokenizerConfig:
     fsq_levels: tuple[int, ...] = ()
     """Levels of the finite scalar quantizer, one number a code dimension; none is a continuous tokenizer."""
 
+    def __post_init__(self):
+        above_zero = {
+            "patch_levels": self.patch_levels,
+            "encoder_widths": min(self.encoder_widths, default=0),
+            "decoder_widths": min(self.decoder_widths, default=0),
+            "num_blocks": self.num_blocks,
+            "channels": self.channels,
+            "latent_frames": self.latent_frames,
+        }
+        for name, value in above_zero.items():
+            if value < 1:
+                raise UserError(f"tokenizer.{name} is {getattr(self, name)}; it must be above 0")
+        if len(self.decoder_widths) != len(self.encoder_widths):
+            raise UserError(
+                f"tokenizer.decoder_widths {self.decoder_widths} must be as many as encoder_widths "
+                f"{self.encoder_widths}"
+            )
+        if len(self.strides) != len(self.encoder_widths) - 2:
+            raise UserError(
+                f"tokenizer.strides {self.strides} must be two fewer than encoder_widths {self.encoder_widths}"
+            )
+        if any(stride not in (1, 2) for pair in self.strides for stride in pair):
+            raise UserError(f"tokenizer.strides {self.strides} does not work: each number must be 1 or 2")
+        if min(self.fsq_levels, default=2) < 2:
+            raise UserError(f"tokenizer.fsq_levels {self.fsq_levels} does not work: each number must be at least 2")
+
     @property
     def temporal_factor(self) -> int:
         """Frames per latent frame, after the first."""

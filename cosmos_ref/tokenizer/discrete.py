@@ -26,11 +26,8 @@ class DiscreteTokenizer(nn.Module):
 
     def __init__(self, config: ConvTokenizerConfig):
         super().__init__()
-        if not config.fsq_levels or min(config.fsq_levels) < 2:
-            raise UserError(
-                f"fsq_levels {config.fsq_levels} make no discrete tokenizer: "
-                "give at least one number, none below 2; Cosmos has 8, 8, 8, 5, 5, 5"
-            )
+        if not config.fsq_levels:
+            raise UserError("no fsq_levels make no discrete tokenizer: give some; Cosmos has 8, 8, 8, 5, 5, 5")
         self.temporal_factor = config.temporal_factor
         self.spatial_factor = config.spatial_factor
         self.fsq_levels = config.fsq_levels

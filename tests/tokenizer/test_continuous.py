@@ -1,11 +1,13 @@
 import dataclasses
+import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmos_ref.config import TOKENIZERS
+from cosmos_ref.checkpoint import config_from_json
+from cosmos_ref.config import PRESETS, TOKENIZERS
 from cosmos_ref.errors import UserError
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from tests.strategies import normal, seeds
@@ -143,9 +145,30 @@ def test_latents_of_another_tokenizer_are_refused(tokenizer):
         tokenizer.decode(torch.zeros(1, 16, 1, 2, 2).double())
 
 
-def test_a_number_of_strides_that_leaves_a_level_without_one_is_an_error():
-    with pytest.raises(ValueError):
-        ContinuousTokenizer(dataclasses.replace(SMALL["CV8x8x8"], strides=((2, 2),)))
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("strides", [[2, 2]], r"strides \(\(2, 2\),\) must be two fewer"),
+        ("strides", [[2, 2], [1, 1], [1, 1]], "must be two fewer"),
+        ("strides", [[4, 2], [1, 1]], r"strides \(\(4, 2\), \(1, 1\)\) .* 1 or 2"),
+        ("strides", [[2, 2], [1, 0]], "1 or 2"),
+        ("encoder_widths", [128, 256, 512], r"decoder_widths .* as many as encoder_widths \(128, 256, 512\)"),
+        ("decoder_widths", [512, 512, 0, 256], r"decoder_widths is \(512, 512, 0, 256\); it must be above 0"),
+        ("encoder_widths", [], r"encoder_widths is \(\)"),
+        ("patch_levels", 0, "patch_levels is 0"),
+        ("num_blocks", 0, "num_blocks is 0"),
+        ("channels", -16, "channels is -16"),
+        ("latent_frames", 0, "latent_frames is 0"),
+        ("fsq_levels", [8, 1], r"fsq_levels \(8, 1\) .* at least 2"),
+        ("fsq_levels", [8, -5], "at least 2"),
+    ],
+)
+def test_an_altered_configuration_that_nothing_can_be_built_from_is_refused(field, value, message):
+    config = json.loads(json.dumps(dataclasses.asdict(PRESETS["7b"])))
+    assert config_from_json(config, "here") == PRESETS["7b"]
+    config["tokenizer"][field] = value
+    with pytest.raises(UserError, match=message):
+        config_from_json(config, "here")
 
 
 @pytest.mark.parametrize("name", SMALL)
