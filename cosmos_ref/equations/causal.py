@@ -37,6 +37,21 @@ def latent_length(frames: int, temporal_factor: int) -> int:
     return 1 + (frames - 1) // temporal_factor
 
 
+def check_side(name: str, size: int, unit: int) -> None:
+    """Refuse a side of a clip that is no whole number of latent pixels.
+
+    Args:
+        name: what an error calls the side.
+        size: of the side, in pixels.
+        unit: pixels to a latent pixel.
+
+    Raises:
+        UserError: if the size is no positive multiple of the unit.
+    """
+    if size < 1 or size % unit:
+        raise UserError(f"{name} {size} does not fit: it must be a multiple of {unit}")
+
+
 @equation("causal.clip_length", source=_SOURCE)
 def clip_length(latent_frames: int, temporal_factor: int) -> int:
     r"""Frames of a clip from its latent frames, the inverse of `latent_length`.

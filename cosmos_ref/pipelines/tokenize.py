@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cosmos_ref.config import ClipConfig, ConvTokenizerConfig, HaarPCAConfig, TokenizerConfig
-from cosmos_ref.equations.causal import clip_length, latent_length
+from cosmos_ref.equations.causal import check_side, clip_length, latent_length
 from cosmos_ref.equations.metrics import psnr
 from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Video
@@ -80,11 +80,8 @@ def tokenize_file(
         UserError: if the file, the folder or the clip cannot be used.
     """
     latent_length(clip.frames, config.temporal_factor)
-    for name in ("height", "width"):
-        if getattr(clip, name) < 1 or getattr(clip, name) % config.spatial_factor:
-            raise UserError(
-                f"{name} {getattr(clip, name)} does not fit: it must be a multiple of {config.spatial_factor}"
-            )
+    check_side("height", clip.height, config.spatial_factor)
+    check_side("width", clip.width, config.spatial_factor)
     plan = None
     if isinstance(config, ConvTokenizerConfig):
         plan = plan_tokenizer(config, clip.frames, clip.height, clip.width, max_memory)

@@ -2,7 +2,7 @@
 
 from cosmos_ref.blocks.causal_conv import Past
 from cosmos_ref.config import ConvTokenizerConfig
-from cosmos_ref.equations.causal import latent_length
+from cosmos_ref.equations.causal import check_side, latent_length
 from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Video
 from cosmos_ref.tokenizer.decoder import Decoder
@@ -32,5 +32,4 @@ def check_video(video: Video, past: Past | None, temporal_factor: int, spatial_f
     elif frames < 1 or frames % temporal_factor:
         raise UserError(f"a later chunk of {frames} frames does not fit: it must be a multiple of {temporal_factor}")
     for name, size in zip(("height", "width"), video.shape[3:], strict=True):
-        if size < 1 or size % spatial_factor:
-            raise UserError(f"{name} {size} does not fit: it must be a multiple of {spatial_factor}")
+        check_side(name, size, spatial_factor)

@@ -5,10 +5,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cosmos_ref.config import HaarPCAConfig
-from cosmos_ref.equations.causal import causal_pad, latent_length
+from cosmos_ref.equations.causal import causal_pad, check_side, latent_length
 from cosmos_ref.equations.wavelets import haar_3d, inverse_haar_3d
 from cosmos_ref.equations.whitening import principal_axes, unwhiten, whiten
-from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Latents, Video
 
 MIN_STD = 2 / 255
@@ -74,8 +73,7 @@ class HaarPCATokenizer(nn.Module):
         """Wavelet bands of every cell, `B t h w D`."""
         latent_length(video.shape[2], self.temporal_factor)
         for name, size in zip(("height", "width"), video.shape[3:], strict=True):
-            if size % self.spatial_factor:
-                raise UserError(f"{name} {size} does not fit: it must be a multiple of {self.spatial_factor}")
+            check_side(name, size, self.spatial_factor)
         bands = haar_3d(causal_pad(video, self.temporal_factor - 1), self.levels)
         return rearrange(bands, "B D T H W -> B T H W D")
 

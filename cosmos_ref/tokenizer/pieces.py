@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosmos_ref.blocks.causal_conv import Past
-from cosmos_ref.equations.causal import clip_length, latent_length
+from cosmos_ref.equations.causal import check_side, clip_length, latent_length
 from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Latents, Video
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
@@ -139,6 +139,5 @@ def _chunks(latent_frames: int, at_once: int, temporal_factor: int) -> Iterator[
 
 def _grid(tokenizer: ConvTokenizer, name: str, size: int) -> int:
     """Latent pixels of a side."""
-    if size < 1 or size % tokenizer.spatial_factor:
-        raise UserError(f"{name} {size} does not fit: it must be a multiple of {tokenizer.spatial_factor}")
+    check_side(name, size, tokenizer.spatial_factor)
     return size // tokenizer.spatial_factor

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from cosmos_ref.config import ConvTokenizerConfig
-from cosmos_ref.equations.causal import latent_length
+from cosmos_ref.equations.causal import check_side, latent_length
 from cosmos_ref.errors import UserError
 from cosmos_ref.tokenizer.build import build_tokenizer
 
@@ -105,9 +105,8 @@ def plans_from_whole_to_smallest(
         UserError: if the clip does not fit the tokenizer.
     """
     latent_frames = latent_length(frames, config.temporal_factor)
-    for name, size in (("height", height), ("width", width)):
-        if size < 1 or size % config.spatial_factor:
-            raise UserError(f"{name} {size} does not fit: it must be a multiple of {config.spatial_factor}")
+    check_side("height", height, config.spatial_factor)
+    check_side("width", width, config.spatial_factor)
     grid = (latent_frames, height // config.spatial_factor, width // config.spatial_factor)
     with torch.device("meta"):
         weight_bytes = dtype.itemsize * sum(weight.numel() for weight in build_tokenizer(config).parameters())

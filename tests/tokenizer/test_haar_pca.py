@@ -135,6 +135,7 @@ def test_fitted_in_float32_it_is_the_one_fitted_in_float64(tokenizer):
         ((8, 16, 16), "8 frames does not fit.*for example 7 or 9"),
         ((9, 18, 16), "height 18 does not fit: it must be a multiple of 4"),
         ((9, 16, 15), "width 15 does not fit: it must be a multiple of 4"),
+        ((9, 0, 16), "height 0 does not fit: it must be a multiple of 4"),
     ],
 )
 def test_a_clip_that_does_not_fit_is_refused(tokenizer, shape, message):
