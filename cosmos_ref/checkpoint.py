@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cosmos_ref.config import Config
@@ -124,27 +124,40 @@ def read_checkpoint(folder: str | Path, names: Iterable[str] | None = None) -> C
         UserError: a file is missing, truncated or altered, the format is not ours, or the configuration is not valid.
     """
     folder = Path(folder)
-    manifest = _read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{folder / MANIFEST} is not of checkpoint format {FORMAT}: use the version that wrote it")
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not all(
-        isinstance(entry, dict) and entry.keys() == {"size", "sha256"} for entry in files.values()
-    ):
-        raise UserError(f"{folder / MANIFEST} is damaged: {REMEDY}")
+    files = _read_manifest(folder)
     groups = [name.removesuffix(".safetensors") for name in files if name.endswith(".safetensors")]
     wanted = groups if names is None else list(names)
-    for name in ["config.json", "state.json", *(f"{group}.safetensors" for group in wanted)]:
+    for name in ["config.json", "state.json"]:
         _verify(folder / name, files.get(name))
-    try:
-        # Cloned, because files are not aligned like torch's memory, and sums of unaligned data may round differently.
-        tensors = {
-            group: {key: t.clone() for key, t in load_file(folder / f"{group}.safetensors").items()} for group in wanted
-        }
-    except SafetensorError as error:
-        raise UserError(f"{folder} holds a damaged safetensors file ({error}): {REMEDY}") from error
+    tensors = {group: read_group(folder, group) for group in wanted}
     config = config_from_json(_read_json(folder / "config.json"), folder / "config.json")
     return Checkpoint(config, tensors, _read_json(folder / "state.json"), tuple(groups))
+
+
+def read_group(
+    folder: Path, group: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """One group of a checkpoint, after its file was compared with the manifest.
+
+    Memory holds the group in the wanted precision and one tensor more.
+
+    Args:
+        folder: the checkpoint.
+        group: which.
+        device: where the tensors go.
+        dtype: their precision; None is that of the file.
+
+    Raises:
+        UserError: the file is missing, truncated or altered.
+    """
+    path = folder / f"{group}.safetensors"
+    _verify(path, _read_manifest(folder).get(path.name))
+    try:
+        # Copied, because files are not aligned like torch's memory, and sums of unaligned data may round differently.
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).to(device, dtype, copy=True) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): {REMEDY}") from error
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -208,6 +221,19 @@ def _parse(kind: Any, value: Any, at: str) -> Any:
     elif type(value) is kind:  # not isinstance: a bool is no int here
         return value
     raise UserError(f"{at} is {value!r}, which is not {getattr(kind, '__name__', kind)}")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Size and hash of each file of a checkpoint."""
+    manifest = _read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{folder / MANIFEST} is not of checkpoint format {FORMAT}: use the version that wrote it")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(entry, dict) and entry.keys() == {"size", "sha256"} for entry in files.values()
+    ):
+        raise UserError(f"{folder / MANIFEST} is damaged: {REMEDY}")
+    return files
 
 
 def _verify(path: Path, entry: dict[str, Any] | None) -> None:

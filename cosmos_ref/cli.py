@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 
 from cosmos_ref.config import (
     ClipConfig,
@@ -153,7 +154,7 @@ class Request:
     width: int | None = None
     """Width in pixels."""
     fps: float | None = None
-    """Frames a second; with given frames, theirs."""
+    """Frames a second; with given frames, theirs, whatever --like says."""
     solver: Literal["euler", "heun", "res_2ab"] | None = None
     """How the steps are taken."""
     num_steps: int | None = None
@@ -387,7 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
         fail(console, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         fail(console, f"{type(error).__name__}: {error}", FAILURE)
 
 

@@ -20,11 +20,11 @@ from cosmos_ref.errors import UserError
 from cosmos_ref.interop.released import open_release, open_tokenizer, t5_parameters
 from cosmos_ref.model.initialization import find_device
 from cosmos_ref.pipelines.conventions import like
-from cosmos_ref.pipelines.memory import GIB, MIB, NAMES, MemoryPlan, check_memory, plan_memory
+from cosmos_ref.pipelines.memory import GIB, NAMES, MemoryPlan, check_memory, plan_memory, unit_of
 from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.tokenize import longest_clip, tokenize_file
 from cosmos_ref.pipelines.video2world import extend, given_latents, video2world
-from cosmos_ref.pipelines.world_model import DTYPES, Part, WorldModel, checkpoint_parts
+from cosmos_ref.pipelines.world_model import DTYPES, Part, WorldModel, checkpoint_parts, require_parts
 from cosmos_ref.shapes import Video
 from cosmos_ref.tokenizer.plan import Plan
 from cosmos_ref.video_io import Clip, check_output, probe, read_clip, write_video
@@ -44,6 +44,9 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
     check_output(request.out)
     if request.prompt is None and request.frames is None:
         raise UserError("there is nothing to generate from: give --prompt, --frames or both")
+    for option, prompt in (("--prompt", request.prompt), ("--negative-prompt", request.negative_prompt)):
+        if prompt is not None and not prompt.strip():
+            raise UserError(f"{option} {prompt!r} is empty: write what should be seen, or leave it out")
     if request.given is not None and request.frames is None and request.clips == 1:
         raise UserError("--given counts the frames to use of --frames, and there are none")
     if request.clips < 1:
@@ -51,7 +54,7 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
     device = find_device(request.device)
     budget = memory_budget(request.max_memory, device)
     offload = "none" if request.offload == device.type else request.offload  # what works there cannot wait there
-    config, load, weights = find_parts(request, device)
+    config, load, weights = parts_of(request, device)
     given = None if request.frames is None else read_given(request, config)
     if given is not None and request.fps is None:
         config = replace(config, clip=replace(config.clip, fps=given.fps))
@@ -75,7 +78,7 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
     console.print(f"{request.out}: {frames} frames of {height}x{width} at {config.clip.fps:g} fps", soft_wrap=True)
 
 
-def find_parts(
+def parts_of(
     request: "Request", device: torch.device
 ) -> tuple[Config, dict[Part, Callable[[], Any]], Mapping[Part, int]]:
     """The configuration, what loads each part, and the bytes of each part's weights; no weights are read yet."""
@@ -86,6 +89,7 @@ def find_parts(
         folder = find_checkpoint(request.weights)
         config = settle(read_checkpoint(folder, names=()).config, request)
         load, weights = checkpoint_parts(folder, config, device, request.t5)
+        require_parts(load, folder)
         if request.t5 is not None and config.text.encoder == "t5":
             weights["text_encoder"] = t5_parameters(request.t5) * DTYPES[config.sample.precision].itemsize
     else:
@@ -136,31 +140,35 @@ def read_given(request: "Request", config: Config) -> Clip:
     assert request.frames is not None
     count = request.given
     if count is None:
-        most = given_frames(config)
+        most = most_given_frames(config)
         count = most if probe(request.frames).frames >= most else 1
     clip = config.clip
     size = {"height": clip.height, "width": clip.width, "resize": request.resize}
     return read_clip(request.frames, frames=count, from_end=True, **size)
 
 
-def given_frames(config: Config) -> int:
+def most_given_frames(config: Config) -> int:
     """The most frames that the model was trained to go on from."""
     return clip_length(len(config.train.given_latents) - 1, config.tokenizer.temporal_factor)
 
 
 def frames_to_repeat(request: "Request", config: Config) -> int:
     """The frames of a clip that the next one goes on from."""
-    return given_frames(config) if request.given is None else request.given
+    return most_given_frames(config) if request.given is None else request.given
 
 
 def make(model: WorldModel, request: "Request", given: Clip | None, progress: Progress) -> Video:
     """The first clip, and those that go on from it."""
-    clip, settings = model.config.clip, model.config.sample
-    asked = [request.prompt], clip, settings, request.negative_prompt, progress
-    video = (text2world(model, *asked) if given is None else video2world(model, given.video[None], *asked)).video
+    prompts, clip, settings = [request.prompt], model.config.clip, model.config.sample
+    rest = {"negative_prompt": request.negative_prompt, "progress": progress}
+    if given is None:
+        video = text2world(model, prompts, clip, settings, **rest).video
+    else:
+        video = video2world(model, given.video[None], prompts, clip, settings, **rest).video
+    count = frames_to_repeat(request, model.config)
     for number in range(1, request.clips):
         again = replace(settings, seed=(settings.seed + number) % 2**64)  # the same noise would bring the same events
-        video = extend(model, video, frames_to_repeat(request, model.config), *asked[:2], again, *asked[3:])
+        video = extend(model, video, count, prompts, clip, again, **rest)
     return video
 
 
@@ -181,8 +189,7 @@ def memory_budget(max_memory: float | None, device: torch.device) -> float:
 
 def memory_table(plan: MemoryPlan, budget: float) -> Table:
     """The plan, for people to read."""
-    largest = max(stage.peak for stage in plan.stages)
-    unit, name = (GIB, "GiB") if largest > GIB / 10 else (MIB, "MiB")
+    unit, name = unit_of(max(stage.peak for stage in plan.stages))
     title = f"memory in {name}, of {budget / unit:,.1f} that may be used"
     table = Table(title=title, title_justify="left", box=None)
     for heading in ("stage", "its weights", "at work", "others' weights", "together"):
@@ -230,7 +237,11 @@ def tokenize_video(
         folder = find_checkpoint(weights)
         whole = read_checkpoint(folder, names=()).config
         config, size = whole.tokenizer, whole.clip
-        load = checkpoint_parts(folder, whole, device, None)[0]["tokenizer"]
+        whole = replace(whole, sample=replace(whole.sample, precision="fp32"))
+        parts, _ = checkpoint_parts(folder, whole, device, None)
+        if "tokenizer" not in parts:
+            raise UserError(f"{folder} holds no tokenizer: give one by --tokenizer")
+        load = parts["tokenizer"]
     else:
         config, size, load = preset("tiny").tokenizer, preset("tiny").clip, lambda: None
     made = tokenize_file(file, out, config, load, replace(size, **clip), resize, budget)

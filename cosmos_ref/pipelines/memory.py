@@ -76,12 +76,18 @@ def check_memory(plan: MemoryPlan, budget: float) -> None:
         UserError: if a stage takes more than there is.
     """
     if lacking := [stage for stage in plan.stages if stage.peak > budget]:
-        worst = max(lacking, key=lambda stage: stage.peak)
+        worst = max(stage.peak for stage in lacking)
+        unit, name = unit_of(worst)
         raise UserError(
-            f"{', '.join(NAMES[stage.part] for stage in lacking)}: up to {worst.peak / GIB:.1f} GiB are needed, and "
-            f"{budget / GIB:.1f} may be used; try --offload disk, --precision bf16, a smaller or shorter clip, "
+            f"{', '.join(NAMES[stage.part] for stage in lacking)}: up to {worst / unit:,.1f} {name} are needed, and "
+            f"{budget / unit:,.1f} may be used; try --offload disk, --precision bf16, a smaller or shorter clip, "
             "--text-embeddings instead of T5, or --max-memory if there is more than was found"
         )
+
+
+def unit_of(size: float) -> tuple[int, str]:
+    """The unit in which so many bytes are read best, and its name."""
+    return (GIB, "GiB") if size > GIB / 10 else (MIB, "MiB")
 
 
 def denoiser_working(config: Config) -> int:

@@ -1,6 +1,7 @@
 """A trained model as its parts: what reads a prompt, what denoises, what turns video into latents and back."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cosmos_ref.checkpoint import find_checkpoint, load_strict, read_checkpoint
+from cosmos_ref.checkpoint import find_checkpoint, load_strict, read_checkpoint, read_group
 from cosmos_ref.conditioning.text import TextEncoder, build_text_encoder
 from cosmos_ref.config import Config, HaarPCAConfig
 from cosmos_ref.errors import UserError
@@ -136,6 +137,7 @@ def load_world_model(path: Path, t5_folder: Path | None = None, device: torch.de
     device, folder = find_device(device), find_checkpoint(path)
     config = read_checkpoint(folder, names=()).config
     load, _ = checkpoint_parts(folder, config, device, t5_folder)
+    require_parts(load, folder)
     model = WorldModel(config, load, device)
     model.load_all()
     return model
@@ -144,34 +146,38 @@ def load_world_model(path: Path, t5_folder: Path | None = None, device: torch.de
 def checkpoint_parts(
     folder: Path, config: Config, device: torch.device, t5_folder: Path | None
 ) -> tuple[dict[Part, Callable[[], Any]], dict[Part, int]]:
-    """What loads each part of a checkpoint, and the bytes of their weights in memory; T5's are not counted.
-
-    Raises:
-        UserError: if the checkpoint holds no tokenizer.
-    """
+    """What loads each part that a checkpoint has, and the bytes of their weights in memory; T5's are not counted."""
     groups = read_checkpoint(folder, names=()).groups
-    if "tokenizer" not in groups:
-        raise UserError(f"{folder} holds no tokenizer: convert it again and give the tokenizer's weights too")
-    files = {
-        "denoiser": folder / ("ema.safetensors" if "ema" in groups else "model.safetensors"),
-        "tokenizer": folder / "tokenizer.safetensors",
-    }
+    files = {"tokenizer": "tokenizer", "denoiser": "ema" if "ema" in groups else "model"}
     precision = DTYPES[config.sample.precision]
     fitted = isinstance(config.tokenizer, HaarPCAConfig)  # a few sums that gain nothing from less precision
     dtypes = {"denoiser": precision, "tokenizer": torch.float32 if fitted else precision}
 
     def load_module(part: Part) -> nn.Module:
         module = build_denoiser(config) if part == "denoiser" else build_tokenizer(config.tokenizer)
-        load_strict(module, read_checkpoint(folder, names=(files[part].stem,)).tensors[files[part].stem], what=part)
-        return module.to(device, dtypes[part]).eval().requires_grad_(False)
+        load_strict(module, read_group(folder, files[part], device, dtypes[part]), what=part)
+        return module.to(device).eval().requires_grad_(False)
 
     load: dict[Part, Callable[[], Any]] = {
         "text_encoder": lambda: build_text_encoder(config.text, t5_folder, precision),
-        "denoiser": lambda: load_module("denoiser"),
-        "tokenizer": lambda: load_module("tokenizer"),
     }
-    bytes_ = {part: count_numbers(file) * dtypes[part].itemsize for part, file in files.items()}
-    return load, bytes_ | {"text_encoder": 0}
+    weights: dict[Part, int] = {"text_encoder": 0}
+    for part, group in files.items():
+        if group in groups:
+            load[part] = partial(load_module, part)
+            weights[part] = count_numbers(folder / f"{group}.safetensors") * dtypes[part].itemsize
+    return load, weights
+
+
+def require_parts(load: Mapping[Part, Any], folder: Path) -> None:
+    """Refuse a checkpoint that cannot be sampled from.
+
+    Raises:
+        UserError: if a part is not there.
+    """
+    for part, name in (("denoiser", "network"), ("tokenizer", "tokenizer")):
+        if part not in load:
+            raise UserError(f"{folder} holds no {name}: convert it again, and give the {name}'s weights too")
 
 
 def count_numbers(file: Path) -> int:

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -11,7 +13,7 @@ from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import scale_latents
 from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.video2world import video2world
-from cosmos_ref.pipelines.world_model import in_memory, load_world_model
+from cosmos_ref.pipelines.world_model import WorldModel, in_memory, load_world_model
 from tests.pipelines.micro import CONFIG, micro, moving_waves
 
 CLIP, SETTINGS = CONFIG.clip, CONFIG.sample
@@ -199,6 +201,44 @@ def test_everything_is_brought_to_the_device_of_the_model(given):
     else:
         video = text2world(model, ["a red ball"], CLIP, SETTINGS).video
     assert video.device.type == "meta" and video.shape == (1, 3, 5, 16, 16)
+
+
+class Stub:
+    """A part that remembers where it was sent."""
+
+    def __init__(self):
+        self.places = []
+
+    def to(self, device):
+        self.places.append(str(device))
+        return self
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu", "disk"])
+def test_while_one_part_is_used_the_others_are_where_offload_says(offload):
+    made = {"text_encoder": [], "denoiser": [], "tokenizer": []}
+
+    def loader(part):
+        return lambda: made[part].append(Stub()) or made[part][-1]
+
+    model = WorldModel(CONFIG, {part: loader(part) for part in made}, "meta", offload)
+    model.load_all()
+    loaded_before = 1 if offload == "none" else 0
+    assert [len(stubs) for stubs in made.values()] == [loaded_before] * 3
+    for part in ("text_encoder", "denoiser", "tokenizer", "denoiser"):
+        used = model.use(part)
+        assert used is made[part][-1] and used.places[-1] == "meta"
+        others = [stub for other, stubs in made.items() if other != part for stub in stubs[-1:]]
+        if offload == "cpu":
+            assert all(stub.places[-1] == "cpu" for stub in others)
+    assert len(made["denoiser"]) == (2 if offload == "disk" else 1)
+    if offload == "disk":
+        forgotten = [weakref.ref(stub) for stub in made["denoiser"]]
+        made["denoiser"].clear()
+        del used, others
+        model.use("tokenizer")
+        gc.collect()
+        assert not any(ref() for ref in forgotten)
 
 
 # --- checkpoints
