@@ -25,9 +25,9 @@ from cosmos_ref.config import (
 )
 from cosmos_ref.config import preset as preset_called
 from cosmos_ref.errors import UserError
+from cosmos_ref.interop.names import Layout
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-Layout = Literal["ours", "nvidia", "nvidia-training", "diffusers"]
 
 
 def demo(out: Path = Path("runs/demo"), video: Path | None = None) -> None:
