@@ -315,11 +315,8 @@ def export(weights: Path, out: Path, t5: Path | None = None) -> None:
             f"exporting needs another package ({error}): pip install 'cosmos-ref[export]' ./export"
         ) from None
     from cosmos_ref.pipelines.world_model import load_world_model
-    from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 
     model = load_world_model(weights, t5)
-    if not isinstance(model.tokenizer, HaarPCATokenizer):
-        raise UserError(f"{weights} has a convolutional tokenizer, which cannot be exported yet")
     export_bundle(model.config, model.denoiser, model.tokenizer, out)
     print(table([Parity(**row) for row in json.loads((out / "manifest.json").read_text())["parity"]]))
     Console().print(f"{out}: run it without PyTorch by `python -m cosmos_export.runtime {out} --help`", soft_wrap=True)

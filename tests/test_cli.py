@@ -137,6 +137,11 @@ def test_a_video_that_cannot_be_tokenized_leaves_no_folder(video, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
+def test_a_preset_whose_tokenizer_is_not_fitted_is_not_trained(capsys, tmp_path):
+    assert "weights of its own" in refused(capsys, "train", "--preset", "7b", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_preset_is_told_which_there_are(capsys, tmp_path):
     assert "micro, tiny" in refused(capsys, "train", "--preset", "nano", "--out", tmp_path / "run")
 

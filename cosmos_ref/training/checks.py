@@ -13,11 +13,7 @@ def check_config(config: Config) -> None:
     Raises:
         UserError: they do not; all that is wrong is listed.
     """
-    if not isinstance(config.tokenizer, HaarPCAConfig):
-        raise UserError(
-            f"preset {config.name!r} cannot be trained yet: its tokenizer has weights of its own, and training fits "
-            "one; give a preset whose tokenizer is fitted (micro, tiny)"
-        )
+    fitted_tokenizer(config)
     train, (_, latent_frames, _, _) = config.train, latent_shape(config, config.clip)
     rules = [
         (train.num_steps >= 1, f"train.num_steps is {train.num_steps}; it must be at least 1"),
@@ -47,3 +43,17 @@ def check_config(config: Config) -> None:
     wrong = [message for holds, message in rules if not holds]
     if wrong:
         raise UserError("this configuration cannot be trained:\n  " + "\n  ".join(wrong))
+
+
+def fitted_tokenizer(config: Config) -> HaarPCAConfig:
+    """The numbers of a tokenizer that training can fit.
+
+    Raises:
+        UserError: the preset's tokenizer is another.
+    """
+    if not isinstance(config.tokenizer, HaarPCAConfig):
+        raise UserError(
+            f"preset {config.name!r} cannot be trained yet: its tokenizer has weights of its own, and training fits "
+            "one; give a preset whose tokenizer is fitted (micro, tiny)"
+        )
+    return config.tokenizer

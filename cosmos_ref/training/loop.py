@@ -33,7 +33,7 @@ from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.model.initialization import build_denoiser, build_uncertainty, find_device, new_model
 from cosmos_ref.model.uncertainty import Uncertainty
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
-from cosmos_ref.training.checks import check_config
+from cosmos_ref.training.checks import check_config, fitted_tokenizer
 from cosmos_ref.training.data import Batch, Source, draw_batch
 from cosmos_ref.training.ema import PowerEMA
 from cosmos_ref.training.log import TrainingLog
@@ -197,7 +197,7 @@ def in_bf16(denoiser: Denoiser, device: torch.device) -> Callable[..., Tensor]:
 
 def start_run(config: Config, source: Source, device: torch.device) -> Run:
     """Fresh weights, and a tokenizer fitted on clips of the source."""
-    tokenizer = HaarPCATokenizer.fit(config.tokenizer, source.clips(TOKENIZER_CLIPS).video).to(device)
+    tokenizer = HaarPCATokenizer.fit(fitted_tokenizer(config), source.clips(TOKENIZER_CLIPS).video).to(device)
     denoiser, uncertainty = new_model(config, torch.Generator().manual_seed(config.train.seed))
     denoiser, uncertainty = denoiser.to(device), uncertainty.to(device)
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
@@ -226,7 +226,7 @@ def resume_run(checkpoint: Checkpoint, config: Config, source: Source, device: t
     if (threads := checkpoint.state["threads"]) != torch.get_num_threads():
         _say(f"the run had {threads} thread(s), now {torch.get_num_threads()}: the same only up to rounding")
     denoiser, uncertainty = build_denoiser(config), build_uncertainty(config)
-    tokenizer = HaarPCATokenizer(config.tokenizer)
+    tokenizer = HaarPCATokenizer(fitted_tokenizer(config))
     load_strict(build_denoiser(config), checkpoint.tensors["ema"], "the averaged denoiser")
     load_strict(denoiser, checkpoint.tensors["model"], "the denoiser")
     load_strict(uncertainty, checkpoint.tensors["uncertainty"], "u(sigma)")

@@ -35,6 +35,7 @@ from cosmos_export.compare import CALL_LIMIT, Parity, call_inputs, compare, torc
 from cosmos_ref.config import Config
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import Denoiser
+from cosmos_ref.tokenizer import VideoTokenizer
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero"}
@@ -66,9 +67,7 @@ class Graph:
     example: Mapping[str, Tensor]
 
 
-def export_bundle(
-    config: Config, denoiser: Denoiser, tokenizer: HaarPCATokenizer, out: Path, *, opset: int = 22
-) -> Path:
+def export_bundle(config: Config, denoiser: Denoiser, tokenizer: VideoTokenizer, out: Path, *, opset: int = 22) -> Path:
     """Write denoiser, tokenizer and manifest to the folder `out`, after proving that they do what the modules do.
 
     Args:
@@ -79,10 +78,13 @@ def export_bundle(
         opset: version of the ONNX operators.
 
     Raises:
-        UserError: if `out` cannot be used or the modules are not float32 on the CPU.
+        UserError: if `out` cannot be used, the tokenizer is a convolutional one or the modules are not float32 on the
+            CPU.
         ExportError: if a graph has a dimension that does not vary, holds control flow, or differs from its module.
     """
     out = _check_place(Path(out))
+    if not isinstance(tokenizer, HaarPCATokenizer):
+        raise UserError(f"{config.name} has a convolutional tokenizer, which cannot be exported yet")
     for tensor in [*denoiser.state_dict().values(), *tokenizer.state_dict().values()]:
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise UserError(f"the weights are {tensor.dtype} on {tensor.device}: export takes float32 on the CPU")

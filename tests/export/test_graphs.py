@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cosmos_ref.errors import UserError
+from tests.tokenizer.small import SMALL, drawn_tokenizer
 
 SIZES = [
     dict(batch=1, frames=1, height=2, width=2, text_length=1),
@@ -167,6 +168,12 @@ def test_only_float32_is_exported(exported, tmp_path):
     half = copy.deepcopy(exported.denoiser).to(torch.bfloat16)
     with pytest.raises(UserError, match="bfloat16"):
         export_bundle(exported.config, half, exported.tokenizer, tmp_path / "bundle")
+
+
+def test_a_convolutional_tokenizer_is_refused(exported, tmp_path):
+    with pytest.raises(UserError, match="cannot be exported yet"):
+        export_bundle(exported.config, exported.denoiser, drawn_tokenizer(SMALL["CV8x8x8"]), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.slow
