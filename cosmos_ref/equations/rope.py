@@ -27,11 +27,13 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 def ntk_frequencies(dim: int, ratio: float, base: float, dtype: torch.dtype) -> Float[Tensor, "F"]:
     r"""Rotary frequencies of one axis; `ratio` stretches the longest wavelength and spares the shortest.
 
+    In float64, unless `dtype` is bfloat16: then with the roundings of NVIDIA's buffers, which begin at the exponents.
+
     $$\theta_i = \left(b\, r^{d/(d-2)}\right)^{-2i/d}, \qquad i = 0, \dots, d/2 - 1$$
     """
     theta = base * ratio ** (dim / (dim - 2))
     exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
-    return 1 / theta ** exponents.to(dtype)  # in bfloat16, the roundings of NVIDIA's buffers
+    return 1 / theta ** (exponents.to(dtype) if dtype == torch.bfloat16 else exponents)
 
 
 @equation("rope.angles_3d", source=_SOURCE + "; code: latent frame index times 24 / fps")
@@ -48,7 +50,7 @@ def angles_3d(
     $$\alpha = \left[\tfrac{f_0}{f} t\, \theta^t,\ h\, \theta^h,\ w\, \theta^w\right],
       \qquad f_0 = 24\ \text{frames a second}$$
 
-    All of it in the precision of `fps`.
+    The products are made in the precision of `fps`.
     """
     dims = axis_dims(head_dim)
     theta_t, theta_h, theta_w = (
