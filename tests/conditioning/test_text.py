@@ -203,8 +203,9 @@ def test_t5_in_a_bin_with_code_is_refused_and_the_code_not_run(new, t5_folder, t
     (folder / "model.safetensors").write_bytes((t5_folder / "model.safetensors").read_bytes())
     T5Encoder(folder)  # which is preferred, and leaves the other alone
     assert not (tmp_path / "sprung").exists()
+    # The file is this test's own. Unpickled on purpose, here alone: a trap that cannot spring would prove nothing.
     torch.load(folder / "pytorch_model.bin", weights_only=False)
-    assert (tmp_path / "sprung").exists()  # the trap works
+    assert (tmp_path / "sprung").exists()
 
 
 def test_t5_takes_the_tokenizer_beside_it_as_in_a_pipeline(t5_folder, tmp_path):
