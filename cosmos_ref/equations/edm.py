@@ -84,6 +84,26 @@ def loss_weight(sigma: Sigma, sigma_data: float) -> Sigma:
     r"""Weight of the denoising error that makes every noise level count the same at initialisation.
 
     $$\lambda(\sigma) = \frac{\sigma^2 + \sigma_\text{data}^2}{(\sigma\, \sigma_\text{data})^2}
-      = \frac{1}{c_\text{out}(\sigma)^2}$$
+      = \frac{1}{\sigma^2} + \frac{1}{\sigma_\text{data}^2} = \frac{1}{c_\text{out}(\sigma)^2}$$
+
+    Computed as the sum: in half precision the squares of the fraction overflow from sigma 256 on.
     """
-    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    return (1 / sigma) ** 2 + (1 / sigma_data) ** 2
+
+
+@equation("edm.scale_latents", source="Cosmos code: encode and decode; Karras et al. 2022, Table 1, sigma_data")
+def scale_latents(latents: Float[Tensor, "*S"], sigma_data: float) -> Float[Tensor, "*S"]:
+    r"""The tokenizer's latents (unit variance) at the standard deviation the diffusion works with.
+
+    $$x_0 = \sigma_\text{data}\, z$$
+    """
+    return latents * sigma_data
+
+
+@equation("edm.unscale_latents", source="edm.scale_latents, solved for the latents")
+def unscale_latents(x0: Float[Tensor, "*S"], sigma_data: float) -> Float[Tensor, "*S"]:
+    r"""The way back to the tokenizer: undoes `scale_latents`.
+
+    $$z = x_0 / \sigma_\text{data}$$
+    """
+    return x0 / sigma_data

@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cosmos_ref.equations import edm
-from cosmos_ref.equations.embeddings import fourier_features
+from cosmos_ref.equations import losses
 
 
 class Uncertainty(nn.Module):
@@ -22,4 +21,4 @@ class Uncertainty(nn.Module):
 
     def forward(self, sigma: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
         """Log-variance u of every sample."""
-        return self.linear(fourier_features(edm.c_noise(sigma), self.frequencies, self.phases))[:, 0]
+        return losses.log_variance(sigma, self.frequencies, self.phases, self.linear.weight[0])

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from cosmos_ref.checkpoint import find_checkpoint, load_strict, read_checkpoint, read_group
 from cosmos_ref.conditioning.text import TextEncoder, build_text_encoder
 from cosmos_ref.config import Config, HaarPCAConfig
+from cosmos_ref.equations.edm import scale_latents, unscale_latents
 from cosmos_ref.errors import UserError
-from cosmos_ref.model.denoiser import Denoiser, scale_latents, unscale_latents
+from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.model.initialization import build_denoiser, find_device
 from cosmos_ref.shapes import Latents, Video
 from cosmos_ref.tokenizer import VideoTokenizer

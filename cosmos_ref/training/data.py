@@ -20,9 +20,9 @@ from cosmos_ref.conditioning.condition import Condition, give_frames, text_condi
 from cosmos_ref.conditioning.dropout import drop_text
 from cosmos_ref.conditioning.text import TextEncoder
 from cosmos_ref.config import ClipConfig, Config
+from cosmos_ref.equations.edm import scale_latents
 from cosmos_ref.equations.noise import log_normal_sigma
 from cosmos_ref.errors import UserError
-from cosmos_ref.model.denoiser import scale_latents
 from cosmos_ref.shapes import Latents, Video
 from cosmos_ref.tokenizer import VideoTokenizer
 

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from cosmos_ref.conditioning.condition import give_frames, text_condition
 from cosmos_ref.conditioning.text import WordsEncoder
 from cosmos_ref.config import SampleConfig, preset
+from cosmos_ref.equations.edm import scale_latents, unscale_latents
 from cosmos_ref.equations.noise import karras_sigmas
 from cosmos_ref.equations.solvers import euler_step, heun_step, res_2ab_step
 from cosmos_ref.errors import UserError
-from cosmos_ref.model.denoiser import scale_latents, unscale_latents
 from cosmos_ref.model.initialization import new_model
 from cosmos_ref.pipelines import sample as pipeline
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cosmos_ref.checkpoint import save_checkpoint
+from cosmos_ref.equations.edm import scale_latents
 from cosmos_ref.errors import UserError
-from cosmos_ref.model.denoiser import scale_latents
 from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.video2world import video2world
 from cosmos_ref.pipelines.world_model import WorldModel, in_memory, load_world_model
