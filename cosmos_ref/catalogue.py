@@ -1,11 +1,11 @@
 """What there is, for people to read: the equations with their evidence, the presets with what they need."""
 
+import ast
+import difflib
 import inspect
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from math import prod
-from pathlib import Path
 
 import torch
 from rich import box
@@ -15,17 +15,18 @@ from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.table import Table
 
-import cosmos_ref.equations  # fills the register
+from cosmos_ref import evidence
 from cosmos_ref.config import PRESETS, ClipConfig, Config, ConvTokenizerConfig, latent_shape, preset
 from cosmos_ref.equations import costs
 from cosmos_ref.errors import UserError
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from cosmos_ref.traceability import EQUATIONS, Equation
 
-CHECKOUT = Path(cosmos_ref.__file__).parent.parent
-REPORT = CHECKOUT / "reports" / "equations.json"
-WORST = ["passed", "skipped", "failed"]
-
+WORDS = (
+    {"passed": "holds", "failed": "fails", "skipped": "skipped", "not run": "not run"},
+    {"passed": "rejected", "failed": "not rejected", "skipped": "skipped", "not run": "not run"},
+)
+"""What the outcome of a test means for a law, and for an impostor."""
 T5_11B = {
     "vocabulary": 32_128,
     "width": 1024,
@@ -52,44 +53,81 @@ RESOLUTIONS = (
 
 
 def show_equations(console: Console, id: str | None) -> None:
-    """Print all equations, or one with its formula, code and tests.
+    """Print all equations, or one with its formula, code, laws and impostors.
 
     Raises:
         UserError: if no equation has this id.
     """
-    record = read_record()
+    record = evidence.read_record()
     if id is None:
-        for known in sorted(EQUATIONS):
-            console.print(equation_line(EQUATIONS[known], record))
-        console.print(f"{len(EQUATIONS)} equations. {record_note(record)}")
+        results = [evidence.result(known, record) for known in EQUATIONS]
+        console.print(equation_table(results))
+        console.print(f"{len(EQUATIONS)} equations. {record_note(results)}")
+        console.print("[dim]`cosmos-ref equations ID` shows one whole, `--test [ID]` runs what verifies it.[/dim]")
         return
-    if id not in EQUATIONS:
-        near = [known for known in EQUATIONS if id in known or known.split(".")[1] == id.split(".")[-1]]
-        raise UserError(
-            f"no equation is called {id!r}; "
-            + (f"did you mean {', '.join(near)}?" if near else "`cosmos-ref equations` lists them all")
+    check_equation(id)
+    console.print(equation_page(EQUATIONS[id]))
+    show_result(console, id, record)
+
+
+def test_equations(console: Console, id: str | None) -> bool:
+    """Run what verifies an equation, or all of them; print how it ended, and say whether all of it held.
+
+    Raises:
+        UserError: if no equation has this id, or there are no tests.
+    """
+    if id is not None:
+        check_equation(id)
+    held = evidence.run_tests(id)
+    record = evidence.read_record()
+    if id is not None:
+        show_result(console, id, record)
+        return held
+    results = {known: evidence.result(known, record) for known in EQUATIONS}
+    outcomes = [(proof.kind, how) for result in results.values() for proof, how in result.outcomes.items()]
+    rejected = outcomes.count(("impostor", "passed"))
+    console.print(
+        f"{len(results)} equations: {sum(how == 'passed' for _, how in outcomes) - rejected} laws and values hold, "
+        f"{rejected} impostors are rejected."
+    )
+    for known, result in results.items():
+        if result.verdict != "holds":
+            console.print(f"[bold]{known}[/bold] {shown(result.verdict)}: `cosmos-ref equations {known}`", soft_wrap=True)
+    return held
+
+
+def check_equation(id: str) -> None:
+    """Refuse the id of no equation.
+
+    Raises:
+        UserError: if no equation has this id; it names those that are near.
+    """
+    if id in EQUATIONS:
+        return
+    near = [known for known in EQUATIONS if id in known or known.split(".")[1] == id.split(".")[-1]]
+    near = near or difflib.get_close_matches(id, EQUATIONS, n=3)
+    raise UserError(
+        f"no equation is called {id!r}; "
+        + (f"did you mean {', '.join(near)}?" if near else "`cosmos-ref equations` lists them all")
+    )
+
+
+def record_note(results: list[evidence.Result]) -> str:
+    """Which runs the results are from."""
+    if not evidence.has_tests():
+        return (
+            "Laws, impostors and results are in the tests, which an installed package does not carry: see a checkout."
         )
-    console.print(equation_page(EQUATIONS[id], record))
-    console.print(record_note(record))
-
-
-def read_record() -> dict:
-    """Outcomes of the last test run in this checkout; empty where there was none."""
-    return json.loads(REPORT.read_text()) if REPORT.exists() else {}
-
-
-def record_note(record: dict) -> str:
-    """Which run the results are from."""
-    if record:
-        return f"Last result: commit {record['commit']}, {record['date']}."
-    if (CHECKOUT / "tests").is_dir():
-        return "Not run yet in this checkout: `make test` fills in the results."
-    return "Results are recorded by the tests, which an installed package does not carry: see them in a checkout."
-
-
-def outcome(tests: dict[str, str]) -> str:
-    """The worst outcome of an equation's tests."""
-    return max(tests.values(), key=WORST.index) if tests else "not run"
+    runs: dict[str, list[str]] = {}
+    for result in results:
+        if result.date:
+            runs.setdefault(result.at, []).append(result.when)
+    if not runs:
+        return "Not run yet in this checkout: `cosmos-ref equations --test` fills in the results."
+    if len(results) == 1:
+        return f"Last run: {results[0].when}, commit {results[0].at}."
+    said = (f"{len(dates)} at commit {at}, {max(dates)}" for at, dates in runs.items())
+    return f"Last runs: {'; '.join(said)}."
 
 
 def location(equation: Equation) -> str:
@@ -98,28 +136,66 @@ def location(equation: Equation) -> str:
     return f"{function.__module__.removeprefix('cosmos_ref.equations.')}.py:{function.__code__.co_firstlineno}"
 
 
-def equation_line(equation: Equation, record: dict) -> str:
-    """Id, place, number of tests and last result of an equation; its source below."""
-    tests = record.get("equations", {}).get(equation.id, {})
-    head = f"[bold]{equation.id:<32}[/bold]{location(equation):<22}{len(tests) or '-':>4} tests  {outcome(tests)}"
-    return f"{head}\n    [dim]{escape(equation.source)}[/dim]"
+def equation_table(results: list[evidence.Result]) -> Table:
+    """One line an equation; `results` are in the order of the register."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    for heading in ("equation", "place", "laws", "impostors", "result"):
+        table.add_column(heading, justify="right" if heading in ("laws", "impostors") else "left", no_wrap=True)
+    topic = None
+    for equation, result in sorted(zip(EQUATIONS.values(), results, strict=True), key=lambda pair: pair[0].id):
+        if topic not in (None, topic := equation.id.split(".")[0]):
+            table.add_section()
+        proofs = list(result.outcomes)
+        numbers = [len(evidence.laws(proofs)), len(evidence.impostors(proofs))] if evidence.has_tests() else ["-", "-"]
+        table.add_row(equation.id, location(equation), *map(str, numbers), shown(result.verdict))
+    return table
 
 
-def equation_page(equation: Equation, record: dict) -> Group:
-    """Formula, source, code and tests of one equation."""
-    tests = record.get("equations", {}).get(equation.id, {})
-    code = inspect.getsource(equation.function)
+def equation_page(equation: Equation) -> Group:
+    """Formula, source and code of one equation."""
     doc = inspect.getdoc(equation.function) or ""
-    results = [
-        f"{result:<8}{escape(test.split('::')[-1].removeprefix('test_'))}" for test, result in sorted(tests.items())
-    ]
     return Group(
         f"[bold]{equation.id}[/bold]   {location(equation)}",
-        f"Source: {equation.source}",
+        f"Source: {escape(equation.source)}",
         Padding(escape(doc), (1, 0, 1, 2)),
-        Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True),
-        *results,
+        Syntax(source_code(equation.function), "python", theme="ansi_dark", background_color="default", word_wrap=True),
     )
+
+
+def source_code(function: Callable) -> str:
+    """The text of a function without its docstring."""
+    lines = inspect.getsource(function).splitlines()
+    (definition,) = ast.parse("\n".join(lines)).body
+    assert isinstance(definition, ast.FunctionDef)
+    doc = definition.body[0]
+    if ast.get_docstring(definition) is not None:
+        del lines[doc.lineno - 1 : doc.end_lineno]
+    return "\n".join(lines)
+
+
+def show_result(console: Console, id: str, record: dict) -> None:
+    """Print the laws and impostors of one equation, and how they last ended."""
+    result = evidence.result(id, record)
+    for heading, group in (
+        ("laws and values", evidence.laws(list(result.outcomes))),
+        ("impostors: wrong forms, which the laws reject", evidence.impostors(list(result.outcomes))),
+    ):
+        if not group:
+            continue
+        table = Table(title=heading, title_justify="left", title_style="bold", show_header=False, box=None)
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for proof in group:
+            kind = f" ({proof.kind})" if proof.kind not in ("law", "impostor") else ""
+            table.add_row(shown(WORDS[proof.kind == "impostor"][result.outcomes[proof]]), escape(proof.claim + kind))
+        console.print(table)
+    console.print(f"[bold]{id}[/bold] {shown(result.verdict)}. {record_note([result])}")
+
+
+def shown(outcome: str) -> str:
+    """An outcome, coloured where there are colours."""
+    colour = {"holds": "green", "rejected": "green", "fails": "bold red", "not rejected": "bold red"}.get(outcome)
+    return f"[{colour}]{outcome}[/]" if colour else outcome
 
 
 def show_presets(console: Console, name: str | None) -> None:
@@ -177,12 +253,13 @@ def size_table(config: Config) -> Table:
 
 def size_note(config: Config) -> str:
     """What the table of sizes does not say: dense AdaLN, what is counted as an operation."""
-    model, total = config.model, parameter_count(config)
+    model = config.model
     dense = sum((parameters(config) | costs.dense_adaln(model.width, model.depth)).values())
+    saved = costs.adaln_saving(parameters(config), model.width, model.depth)
     tokens, work = token_count(config, config.clip), sum(flops(config, config.clip).values())
     leading = costs.leading_flops(tokens, model.width, model.depth)
     return (
-        f"Dense AdaLN would make it {dense:,} parameters: AdaLN-LoRA saves {1 - total / dense:.2%}.\n"
+        f"Dense AdaLN would make it {dense:,} parameters: AdaLN-LoRA saves {saved:.2%}.\n"
         f"A call is one of the network for one clip: {tokens:,} tokens, {config.text.length} text tokens. Counted are "
         "matrix products, a multiply-add as two operations. The leading terms, 28 L D\u00b2 + 4 L\u00b2 D a block, "
         f"are {flop(leading)}; all else adds {work / leading - 1:.2%}.\n"
@@ -283,8 +360,7 @@ def calls(config: Config) -> int:
 
 def token_count(config: Config, clip: ClipConfig) -> int:
     """Tokens of a clip."""
-    _, *grid = latent_shape(config, clip)
-    return prod(grid) // prod(config.model.patch_size)
+    return costs.tokens(latent_shape(config, clip)[1:], config.model.patch_size)
 
 
 def part_sizes(config: Config) -> dict[str, int]:

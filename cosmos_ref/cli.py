@@ -53,15 +53,19 @@ def presets(name: Annotated[str | None, tyro.conf.Positional] = None) -> None:
     show_presets(Console(), name)
 
 
-def equations(id: Annotated[str | None, tyro.conf.Positional] = None) -> None:
-    """Show all equations with source, function, tests and last result, or one of them whole.
+def equations(id: Annotated[str | None, tyro.conf.Positional] = None, test: bool = False) -> None:
+    """Show all equations with their laws, impostors and last result, or one of them whole.
 
     Args:
         id: an equation, for example edm.loss_weight.
+        test: run the tests that verify it, or those of all equations; the exit code is 1 if a law fails.
     """
-    from cosmos_ref.catalogue import show_equations
+    from cosmos_ref.catalogue import show_equations, test_equations
 
-    show_equations(Console(), id)
+    if not test:
+        show_equations(Console(), id)
+    elif not test_equations(Console(), id):
+        sys.exit(FAILURE)
 
 
 def doctor() -> None:

@@ -26,17 +26,30 @@ REPORT = ROOT / "reports" / "equations.json"
 RANK = ["passed", "skipped", "failed"]
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--verifies", metavar="ID", help="run only the tests that are evidence for this equation")
+
+
+def pytest_collection_modifyitems(config, items):
     for item in items:
         for mark in item.iter_markers("verifies"):
             item.user_properties += [("verifies", id) for id in mark.args]
+    if wanted := config.getoption("--verifies"):
+        others = [item for item in items if ("verifies", wanted) not in item.user_properties]
+        items[:] = [item for item in items if ("verifies", wanted) in item.user_properties]
+        config.hook.pytest_deselected(items=others)
 
 
 class Recorder:
-    """Collects the worst outcome of every test, equation by equation, and writes it when the run ends."""
+    """Collects the worst outcome of every test, equation by equation, and writes it when the run ends.
+
+    Each equation's outcomes stand with their own commit and date, so that a run of a few tests leaves the results of
+    the other equations as they are.
+    """
 
     def __init__(self):
         self.outcomes: dict[str, dict[str, str]] = {}
+        self.commit = commit()  # of the code that is about to be loaded, whatever is committed while it runs
 
     def pytest_runtest_logreport(self, report):
         for name, id in report.user_properties:
@@ -45,33 +58,38 @@ class Recorder:
                 tests[report.nodeid] = max(tests.get(report.nodeid, "passed"), report.outcome, key=RANK.index)
 
     def pytest_sessionfinish(self):
-        git = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        if not self.outcomes or git.returncode:
+        if not self.outcomes:
             return
-        commit = git.stdout.strip()
-        earlier = json.loads(REPORT.read_text()) if REPORT.exists() else {}
-        merged = earlier["equations"] if earlier.get("commit") == commit else {}
+        record = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+        equations = {id: entry for id, entry in record.get("equations", {}).items() if "tests" in entry}
+        date = datetime.now(UTC).isoformat(timespec="seconds")
         for id, tests in self.outcomes.items():
-            merged[id] = merged.get(id, {}) | tests
+            earlier = equations.get(id, {})
+            if earlier.get("commit") == self.commit:
+                tests = earlier["tests"] | tests
+            equations[id] = {"commit": self.commit, "date": date, "tests": tests}
         REPORT.parent.mkdir(exist_ok=True)
-        record = {
-            "commit": commit,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "equations": merged,
-        }
         beside = REPORT.with_suffix(f".{os.getpid()}.partial")  # runs may overlap, and readers come at any time
-        beside.write_text(json.dumps(record, indent=1, sort_keys=True))
+        beside.write_text(json.dumps({"equations": equations}, indent=1, sort_keys=True))
         os.replace(beside, REPORT)
+
+
+def commit() -> str:
+    """The checkout's commit, marked where package or tests have changed since; `unknown` without git."""
+    try:
+        head = git("rev-parse", "--short=12", "HEAD").strip()
+        return head + ("-dirty" if git("status", "--porcelain", "--", "cosmos_ref", "tests") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # under xdist only the controller sees every report
-        config.pluginmanager.register(Recorder())
+        config.pluginmanager.register(Recorder(), "equations-recorder")  # -p no:equations-recorder leaves no record
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,13 @@
-"""What the presets are said to cost: held against the models, the sampler and the page that people read."""
+"""What the presets are said to cost, and what is said to hold the equations, against what is so."""
 
 import io
+import os
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +16,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cosmos_ref import catalogue, doctor
+from cosmos_ref import catalogue, doctor, evidence
+from cosmos_ref.cli import main
 from cosmos_ref.config import PRESETS, ClipConfig, SampleConfig, latent_shape
+from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
 from cosmos_ref.pipelines.sample import sample, schedule
 
+ROOT = Path(__file__).parent.parent
 TOKENS = {
     "720p 16:9": 56_320,
     "720p 4:3": 42_240,
@@ -171,3 +180,123 @@ def test_a_bfloat16_model_samples_where_float32_would_not_fit(name, gib, says):
     wide = replace(config, sample=replace(config.sample, precision="fp32"))
     assert doctor.sampling_bytes(wide) > doctor.sampling_bytes(config) + 2 * catalogue.parameter_count(config)
     assert doctor.fits(wide, gib * 2**30) == "no"
+
+
+# --- the equations' evidence
+
+
+def equations_shown(id, width=80):
+    """What `cosmos-ref equations` prints in a terminal of so many columns."""
+    page = io.StringIO()
+    catalogue.show_equations(Console(file=page, width=width), id)
+    return page.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_of_equations_is_not_cut_off(width):
+    page = equations_shown(None, width)
+    assert "\u2026" not in page
+    assert max(map(len, page.splitlines())) <= width
+    rows = {row[0]: row[1:] for row in map(str.split, page.splitlines()) if row}
+    for id, proofs in evidence.read_proofs().items():
+        place, laws, impostors = rows[id][:3]
+        assert place.startswith(id.split(".")[0] + ".py:")
+        assert (int(laws), int(impostors)) == (len(evidence.laws(proofs)), len(evidence.impostors(proofs)))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_page_of_an_equation_tells_each_law_and_each_story(width):
+    page = " ".join(equations_shown("edm.loss_weight", width).split())
+    for proof in evidence.read_proofs()["edm.loss_weight"]:
+        assert proof.claim in page
+    assert "Karras et al. 2022" in page
+    assert "def loss_weight(sigma: Sigma, sigma_data: float) -> Sigma: return" in page
+
+
+def test_a_test_is_told_as_a_sentence_with_names_whole():
+    assert evidence.sentence("test_c_skip_is_the_wiener_gain") == "c_skip is the Wiener gain"
+    assert evidence.sentence("test_the_c_of_heun") == "the c of Heun"
+
+
+def test_an_equation_is_as_good_as_its_worst_proof(tmp_path):
+    proofs = [evidence.Proof("a.b", name, "law", name, f"tests/test_a.py::{name}") for name in ("one", "two")]
+
+    def verdict(*outcomes):
+        return evidence.Result(dict(zip(proofs, outcomes, strict=True)), "abc", "2026").verdict
+
+    assert verdict("passed", "passed") == verdict("passed", "skipped") == "holds"
+    assert verdict("passed", "failed") == verdict("failed", "not run") == "fails"
+    assert verdict("passed", "not run") == "partly run"
+    assert verdict("not run", "not run") == verdict("skipped", "not run") == "not run"
+
+
+def test_a_law_with_parameters_fails_with_the_worst_of_them():
+    (law, *_) = evidence.read_proofs()["edm.c_in"]
+    tests = {f"{law.test}[1]": "passed", f"{law.test}[2]": "failed", law.test + "_and_more": "passed"}
+    entry = {"commit": "0123-dirty", "date": "2026-01-02T03:04:05+00:00", "tests": tests}
+    found = evidence.result("edm.c_in", {"edm.c_in": entry})
+    assert found.outcomes[law] == "failed" and found.verdict == "fails"
+    assert (found.at, found.when) == ("0123, changed", "2026-01-02 03:04 UTC")
+
+
+# --- running it, as a user does
+
+
+def run_in(folder, *arguments):
+    """`cosmos-ref` of the package in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "cosmos_ref.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def copy_of(parts, folder):
+    """A checkout, or an installation, of parts of the project."""
+    for part in parts:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / part)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_wrong_equation_is_found_by_its_tests_and_the_right_one_holds(tmp_path):
+    """The seed's loss weight is put in the place of the true one: exit code 1, and the law is named."""
+    folder = copy_of(["cosmos_ref", "tests", "pyproject.toml"], tmp_path)
+    held = run_in(folder, "equations", "--test", "edm.loss_weight")
+    assert held.returncode == 0, held.stdout + held.stderr
+    assert "edm.loss_weight holds" in held.stdout and "commit unknown" in held.stdout
+    module = folder / "cosmos_ref" / "equations" / "edm.py"
+    wrong = "(lambda sigma, sigma_data: (sigma**2 + sigma_data**2) / (sigma * sigma_data)).__code__"
+    module.write_text(f"{module.read_text()}\n\nloss_weight.__code__ = {wrong}\n")
+    broken = run_in(folder, "equations", "--test", "edm.loss_weight")
+    assert broken.returncode == 1
+    assert "edm.loss_weight fails" in broken.stdout
+    assert re.search(r"fails +every noise level counts the same at initialisation", broken.stdout)
+    assert re.search(r"fails +loss_weight at three levels", broken.stdout)
+
+
+@pytest.mark.slow
+def test_an_installed_package_says_in_one_line_that_it_has_no_tests(tmp_path):
+    folder = copy_of(["cosmos_ref"], tmp_path)
+    refused = run_in(folder, "equations", "--test", "edm.loss_weight")
+    assert refused.returncode == 2 and refused.stdout == ""
+    (line,) = refused.stderr.splitlines()
+    assert "run it in a checkout" in line
+    shown = run_in(folder, "equations", "edm.loss_weight")
+    assert shown.returncode == 0 and "an installed package does not carry" in " ".join(shown.stdout.split())
+
+
+def test_without_pytest_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(evidence.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pytest and hypothesis.*pip install"):
+        evidence.run_tests("edm.loss_weight")
+
+
+def test_an_unknown_equation_is_not_tested(capsys):
+    with pytest.raises(SystemExit) as ending:
+        main(["equations", "--test", "edm.los_weight"])
+    assert ending.value.code == 2
+    assert "did you mean edm.loss_weight" in " ".join(capsys.readouterr().err.split())

@@ -42,18 +42,17 @@ def refused(capsys, *arguments: object) -> str:
     return " ".join((output.err + output.out).split())
 
 
-def test_equations_lists_every_equation_with_its_source(capsys):
+def test_equations_lists_every_equation(capsys):
     main(["equations"])
-    listing = " ".join(capsys.readouterr().out.split())
-    for equation in EQUATIONS.values():
-        assert equation.id in listing
-        assert " ".join(equation.source.split()) in listing
+    listing = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.split()]
+    assert set(EQUATIONS) <= set(listing)
 
 
-def test_equations_shows_formula_source_and_code_of_one(capsys):
+def test_equations_shows_formula_source_code_laws_and_impostors_of_one(capsys):
     main(["equations", "edm.loss_weight"])
     page = capsys.readouterr().out
     assert r"\lambda(\sigma)" in page and "Karras et al. 2022" in page and "def loss_weight(" in page
+    assert "the weighted error is the error of the network" in page and "as the seed text prints it" in page
 
 
 def test_presets_shows_every_number_of_one(capsys):
