@@ -92,7 +92,9 @@ def test_equations(console: Console, id: str | None) -> bool:
     )
     for known, result in results.items():
         if result.verdict != "holds":
-            console.print(f"[bold]{known}[/bold] {shown(result.verdict)}: `cosmos-ref equations {known}`", soft_wrap=True)
+            console.print(
+                f"[bold]{known}[/bold] {shown(result.verdict)}: `cosmos-ref equations {known}`", soft_wrap=True
+            )
     return held
 
 

@@ -41,6 +41,8 @@ class Proof:
     """The law as a sentence, or the impostor's story."""
     test: str
     """Id of the test in pytest, without the parameters of a law."""
+    file: str
+    """Where it is written, as a path in the checkout."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,11 @@ def proofs_in(text: str, file: str) -> Iterator[Proof]:
             if called == "verifies":
                 kind = next((ast.literal_eval(k.value) for k in mark.keywords if k.arg == "by"), "law")
                 for id in map(ast.literal_eval, mark.args):
-                    yield Proof(id, function.name, kind, sentence(function.name), f"{file}::{function.name}")
+                    yield Proof(id, function.name, kind, sentence(function.name), f"{file}::{function.name}", file)
             elif called == "impostor":
                 id, story = map(ast.literal_eval, mark.args)
-                yield Proof(id, function.name, "impostor", story, f"{IMPOSTORS_ARE_REJECTED}[{id}-{function.name}]")
+                test = f"{IMPOSTORS_ARE_REJECTED}[{id}-{function.name}]"
+                yield Proof(id, function.name, "impostor", story, test, file)
 
 
 def sentence(name: str) -> str:

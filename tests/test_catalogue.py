@@ -218,8 +218,8 @@ def test_a_test_is_told_as_a_sentence_with_names_whole():
     assert evidence.sentence("test_the_c_of_heun") == "the c of Heun"
 
 
-def test_an_equation_is_as_good_as_its_worst_proof(tmp_path):
-    proofs = [evidence.Proof("a.b", name, "law", name, f"tests/test_a.py::{name}") for name in ("one", "two")]
+def test_an_equation_is_as_good_as_its_worst_proof():
+    proofs = [evidence.Proof("a.b", name, "law", name, f"test_a.py::{name}", "test_a.py") for name in ("one", "two")]
 
     def verdict(*outcomes):
         return evidence.Result(dict(zip(proofs, outcomes, strict=True)), "abc", "2026").verdict

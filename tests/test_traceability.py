@@ -5,9 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import cosmos_ref.equations
+from cosmos_ref import evidence
 from cosmos_ref.traceability import EQUATIONS, equation
+from tests.equations.test_impostors import LAWS
+from tests.impostors import IMPOSTORS
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,3 +68,31 @@ def test_an_id_is_registered_once():
 
 def test_registering_does_not_wrap_the_function():
     assert EQUATIONS["edm.c_skip"].function is cosmos_ref.equations.edm.c_skip
+
+
+def test_the_evidence_that_people_are_shown_is_the_one_that_runs():
+    """The command line and the docs read laws and impostors from the text of the tests; pytest imports them."""
+    proofs = [proof for proofs in evidence.read_proofs(ROOT).values() for proof in proofs]
+    assert {(p.equation, p.name, p.claim) for p in evidence.impostors(proofs)} == {
+        (impostor.id, impostor.function.__name__, impostor.story) for impostor in IMPOSTORS
+    }
+    assert {(p.equation, p.name) for p in evidence.laws(proofs)} == {
+        (id, law.__name__) for id, laws in LAWS.items() for law in laws
+    }
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "equations").glob("test_*.py")), ids=lambda path: path.stem)
+def test_the_catalogue_of_evidence_names_every_law_and_impostor(path):
+    """Portuguese sentences stand for the very laws and impostors that there are: whoever deletes a law fails here."""
+    proofs = [p for proofs in evidence.read_proofs(ROOT).values() for p in proofs if ROOT / p.file == path]
+    translated = ROOT / "docs" / "pt" / "laws" / f"{path.stem.removeprefix('test_')}.yml"
+    text = translated.read_text() if translated.exists() else ""
+    sentences = yaml.safe_load(text) or {}
+    assert sorted(sentences) == sorted({proof.name for proof in proofs})
+    assert len(sentences) == len(re.findall(r"^\w+:", text, re.MULTILINE)), "a name stands there twice"
+    assert all(isinstance(said, str) and said.strip() for said in sentences.values())
+
+
+def test_every_catalogue_of_evidence_belongs_to_a_file_of_tests():
+    files = {path.stem for path in (ROOT / "docs" / "pt" / "laws").glob("*")}
+    assert files <= {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "equations").glob("test_*.py")}
