@@ -1,4 +1,4 @@
-# make demo | test | test-fast | lint | docs | wheels
+# make demo | test | test-fast | mutants | lint | docs | wheels
 #
 # Each target creates .venv if it is missing and installs what it needs; a second call installs nothing.
 # PYTHON=python3.12 picks another interpreter, VENV=dir another environment, TORCH_INDEX=url another index for torch.
@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PROJECT := pyproject.toml export/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: demo test test-fast test-3.12 lint docs wheels clean
+.PHONY: demo test test-fast test-3.12 mutants lint docs wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cosmos-ref demo
@@ -24,6 +24,9 @@ test-fast: $(VENV)/.dev
 
 test-3.12:  ## the oldest torch we promise, on the next Python, where both are to be had
 	$(MAKE) test PYTHON=python3.12 VENV=.venv-3.12 CONSTRAINTS=constraints-oldest.txt
+
+mutants: $(VENV)/.dev  ## every equation changed in every small way: do the tests notice? FRESH=1 forgets earlier runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation $(if $(FRESH),--fresh)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
