@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from cosmos_ref.conditioning.condition import text_condition
 from cosmos_ref.config import PRESETS, TOKENIZERS, Config, HaarPCAConfig, ModelConfig, SampleConfig, TextConfig
 from cosmos_ref.demo.machine import describe_machine, versions
+from cosmos_ref.equations.patches import grid_positions
 from cosmos_ref.interop.names import diffusers_config, from_ours
 from cosmos_ref.interop.tokenizer_names import tokenizer_names
 from cosmos_ref.model.denoiser import Text2WorldDenoiser
-from cosmos_ref.model.dit import CosmosDiT, grid_positions
+from cosmos_ref.model.dit import CosmosDiT
 from cosmos_ref.pipelines.sample import guided, sample, schedule
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from cosmos_ref.catalogue import flops
 from cosmos_ref.config import latent_shape, preset
 from cosmos_ref.demo.machine import describe_machine, versions
+from cosmos_ref.equations.patches import grid_positions
 from cosmos_ref.interop.names import diffusers_config
-from cosmos_ref.model.dit import CosmosDiT, grid_positions, token_grid
+from cosmos_ref.model.dit import CosmosDiT, token_grid
 
 RESULTS = Path(__file__).parent / "results" / "full_scale.json"
 

@@ -47,8 +47,8 @@ class SelfAttention(nn.Module):
         self, x: Float[Tensor, "B L D"], cos: Float[Tensor, "B L K"], sin: Float[Tensor, "B L K"]
     ) -> Float[Tensor, "B L D"]:
         """Attend among x, whose tokens stand at the angles of `cos` and `sin`."""
-        q = normed_heads(self.to_q(x), self.norm_q, self.num_heads)
-        k = normed_heads(self.to_k(x), self.norm_k, self.num_heads)
+        q = normed_heads(self.to_q(x), self.norm_q)
+        k = normed_heads(self.to_k(x), self.norm_k)
         v = split_heads(self.to_v(x), self.num_heads)
         q = rope.rotate(q, cos, sin).to(v)  # the angles are float32; q and k come back in v's precision
         k = rope.rotate(k, cos, sin).to(v)
@@ -72,14 +72,14 @@ class CrossAttention(nn.Module):
         self, text_embeddings: Float[Tensor, "B M E"]
     ) -> tuple[Float[Tensor, "B N M K"], Float[Tensor, "B N M K"]]:
         """What the text offers to this block: the same for every step of a sampler."""
-        k = normed_heads(self.to_k(text_embeddings), self.norm_k, self.num_heads)
+        k = normed_heads(self.to_k(text_embeddings), self.norm_k)
         return k, split_heads(self.to_v(text_embeddings), self.num_heads)
 
     def forward(
         self, x: Float[Tensor, "B L D"], k: Float[Tensor, "B N M K"], v: Float[Tensor, "B N M K"]
     ) -> Float[Tensor, "B L D"]:
         """Attend from x to the text's keys and values."""
-        q = normed_heads(self.to_q(x), self.norm_q, self.num_heads)
+        q = normed_heads(self.to_q(x), self.norm_q)
         return self.to_out(merge_heads(nnf.scaled_dot_product_attention(q, k, v)))
 
 
@@ -88,13 +88,9 @@ def split_heads(x: Float[Tensor, "B L D"], num_heads: int) -> Float[Tensor, "B N
     return rearrange(x, "B L (N K) -> B N L K", N=num_heads)
 
 
-def normed_heads(x: Float[Tensor, "B L D"], norm: RMSNorm, num_heads: int) -> Float[Tensor, "B N L K"]:
-    """One row of channels a head, each normalised.
-
-    The norm comes before the swap of axes: on swapped ones it asks whether memory is contiguous, which an export with
-    a text length of one cannot answer.
-    """
-    return rearrange(norm(rearrange(x, "B L (N K) -> B L N K", N=num_heads)), "B L N K -> B N L K")
+def normed_heads(x: Float[Tensor, "B L D"], norm: RMSNorm) -> Float[Tensor, "B N L K"]:
+    """One row of channels a head, each normalised."""
+    return attention.qk_norm(x, norm.weight.to(x), norm.eps)  # autocast: as in RMSNorm
 
 
 def merge_heads(x: Float[Tensor, "B N L K"]) -> Float[Tensor, "B L D"]:

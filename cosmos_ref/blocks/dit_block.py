@@ -1,13 +1,12 @@
 """One block of the transformer, and its final layer."""
 
-import torch.nn.functional as nnf
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cosmos_ref.blocks.attention import NORM_EPS, CrossAttention, SelfAttention
 from cosmos_ref.blocks.mlp import MLP
 from cosmos_ref.blocks.modulation import AdaLNLoRA
-from cosmos_ref.equations.modulation import gate, modulate
+from cosmos_ref.equations.modulation import gate, layer_norm, modulate
 
 
 class DiTBlock(nn.Module):
@@ -79,4 +78,4 @@ class FinalLayer(nn.Module):
 
 def norm(x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
     """Layer norm without weights: AdaLN brings them."""
-    return nnf.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+    return layer_norm(x, NORM_EPS)

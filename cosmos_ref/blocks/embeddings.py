@@ -1,7 +1,6 @@
 """Embeddings of the noise level and of token positions."""
 
 import torch
-import torch.nn.functional as nnf
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -27,7 +26,8 @@ class NoiseEmbedding(nn.Module):
     def forward(self, c_noise: Float[Tensor, "B"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B 3*D"]]:
         """Noise embedding and shared AdaLN term."""
         sinusoid = embeddings.sinusoidal(c_noise, self.width).to(self.norm.weight.dtype)
-        return self.norm(sinusoid), self.linear_2(nnf.silu(self.linear_1(sinusoid)))
+        weights = self.norm.weight, self.linear_1.weight, self.linear_2.weight
+        return embeddings.noise_embedding(sinusoid, *weights, self.norm.eps)
 
 
 class PositionEmbedding(nn.Module):

@@ -1,8 +1,9 @@
 """The feed-forward half of a block."""
 
-import torch.nn.functional as nnf
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from cosmos_ref.equations.mlp import gelu
 
 
 class MLP(nn.Module):
@@ -15,4 +16,4 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Map every token by itself."""
-        return self.layer2(nnf.gelu(self.layer1(x)))
+        return self.layer2(gelu(self.layer1(x)))

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as nnf
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,8 +19,10 @@ def softmax_attention(
     r"""Attention, the way it is defined (the model calls PyTorch's fused one, which a test compares with this).
 
     $$A = \operatorname{softmax}\!\left(\frac{q k^\top}{\sqrt K}\right) v$$
+
+    The queries are divided before they meet the keys: no product is larger than the logit that it becomes.
     """
-    scores = torch.einsum("bnlk,bnmk->bnlm", q, k) / q.shape[-1] ** 0.5
+    scores = torch.einsum("bnlk,bnmk->bnlm", q / q.shape[-1] ** 0.5, k)
     return scores.softmax(dim=-1) @ v
 
 
@@ -33,3 +36,19 @@ def rms_norm(x: Float[Tensor, "*S K"], weight: Float[Tensor, "K"], eps: float) -
     $$y = \frac{x}{\sqrt{\operatorname{mean}(x^2) + \epsilon}} \odot w$$
     """
     return nnf.rms_norm(x, weight.shape, weight, eps)
+
+
+@equation(
+    "attention.qk_norm",
+    source="Henry et al. 2020 (arXiv 2010.04245), its place; Cosmos code: RMS norm, one weight for all heads",
+)
+def qk_norm(x: Float[Tensor, "B L D"], weight: Float[Tensor, "K"], eps: float) -> Float[Tensor, "B N L K"]:
+    r"""Queries or keys cut into heads, each of them normalised by itself.
+
+    $$y_{n, l} = \operatorname{RMSNorm}\big(x_{l,\ nK : (n+1)K}\big)$$
+
+    The norm comes before the swap of axes: on swapped ones it asks whether memory is contiguous, which an export with
+    a text length of one cannot answer.
+    """
+    heads = rearrange(x, "B L (N K) -> B L N K", K=weight.shape[0])
+    return rearrange(rms_norm(heads, weight, eps), "B L N K -> B N L K")

@@ -26,6 +26,16 @@ def adaln_lora(
     return modulation.chunk(parts, dim=-1)
 
 
+@equation("modulation.layer_norm", source="Ba et al. 2016 (arXiv 1607.06450), Eq. 3; gain and bias come from AdaLN")
+def layer_norm(x: Float[Tensor, "*S D"], eps: float) -> Float[Tensor, "*S D"]:
+    r"""Subtract the mean of each token's channels and scale them to unit variance.
+
+    $$y = \frac{x - \operatorname{mean}(x)}{\sqrt{\operatorname{var}(x) + \epsilon}}, \qquad
+      \operatorname{var}(x) = \operatorname{mean}\big((x - \operatorname{mean}(x))^2\big)$$
+    """
+    return nnf.layer_norm(x, x.shape[-1:], eps=eps)
+
+
 @equation("modulation.modulate", source=_SOURCE)
 def modulate(
     x: Float[Tensor, "B L D"], shift: Float[Tensor, "B D"], scale: Float[Tensor, "B D"]

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cosmos_ref.equations import conditioning, edm
-from cosmos_ref.model.dit import CosmosDiT, Modulations, Prepared, grid_positions, token_grid
+from cosmos_ref.equations import conditioning, edm, patches
+from cosmos_ref.model.dit import CosmosDiT, Modulations, Prepared, token_grid
 from cosmos_ref.shapes import Latents, expand
 
 
@@ -21,7 +21,7 @@ class Preconditioned(nn.Module):
         self, latents: Float[Tensor, "_ C T H W"], text_embeddings: Float[Tensor, "B M E"], fps: Float[Tensor, "B"]
     ) -> Prepared:
         """Positions and text, ready for any number of calls of `run`. `latents` only lends its size."""
-        positions = grid_positions(token_grid(latents, self.network.config.patch_size), latents.device)
+        positions = patches.grid_positions(token_grid(latents, self.network.config.patch_size), latents.device)
         return self.network.prepare(text_embeddings.to(weights_dtype(self.network)), positions, fps)
 
     def modulations(self, sigma: Float[Tensor, "S"]) -> Modulations:
@@ -73,7 +73,7 @@ class Text2WorldDenoiser(Preconditioned):
     ) -> Latents:
         """Estimate of the clean latents, with noise level, text and frame rate prepared."""
         scaled = expand(edm.c_in(sigma, self.sigma_data), x) * x
-        network_input = torch.cat([scaled, frames_of(padding_mask, x)], dim=1)
+        network_input = patches.network_input(scaled, None, padding_mask)
         return self.estimate(network_input, x, sigma, modulations, prepared)
 
 
@@ -122,8 +122,8 @@ class Video2WorldDenoiser(Preconditioned):
         # loss does not look at them.
         active = conditioning.active_frames(frame_mask, sigma, augment_sigma)
         scaled = conditioning.augment_frames(x, given_latents, active, sigma, augment_sigma, self.sigma_data)
-        indicator = frame_mask.expand(-1, -1, -1, x.shape[3], x.shape[4])  # stays 1 after the frames are released
-        network_input = torch.cat([scaled, indicator, frames_of(padding_mask, x)], dim=1)
+        # The mask itself enters, not the active one: it stays 1 after the frames are released.
+        network_input = patches.network_input(scaled, frame_mask, padding_mask)
         return self.estimate(network_input, x, sigma, modulations, prepared)
 
 
@@ -133,11 +133,6 @@ Denoiser = Text2WorldDenoiser | Video2WorldDenoiser
 def weights_dtype(network: CosmosDiT) -> torch.dtype:
     """The precision of the network's weights."""
     return network.patch_embedding.weight.dtype
-
-
-def frames_of(mask: Float[Tensor, "B 1 H W"], like: Latents) -> Float[Tensor, "B 1 T H W"]:
-    """A spatial mask, repeated for every frame."""
-    return mask[:, :, None].expand(-1, -1, like.shape[2], -1, -1)
 
 
 def scale_latents(latents: Latents, sigma_data: float) -> Latents:

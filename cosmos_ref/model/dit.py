@@ -3,7 +3,6 @@
 from math import prod
 from typing import NamedTuple, cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -130,10 +129,3 @@ def token_grid(x: Float[Tensor, "B C T H W"], patch_size: tuple[int, int, int]) 
     """Tokens along (t, h, w)."""
     T, H, W = (size // patch for size, patch in zip(x.shape[2:], patch_size, strict=True))
     return T, H, W
-
-
-def grid_positions(grid: tuple[int, int, int], device: torch.device) -> Int[Tensor, "L 3"]:
-    """(t, h, w) index of every token of a grid, in token order."""
-    t, h, w = (torch.arange(size, device=device) for size in grid)
-    axes = t[:, None, None].expand(grid), h[None, :, None].expand(grid), w[None, None, :].expand(grid)
-    return torch.stack(axes, dim=-1).reshape(-1, 3)

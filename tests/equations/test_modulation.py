@@ -92,6 +92,97 @@ def adaln_lora_dealt_in_turn(noise_embedding, down, up, shared, parts):
     return tuple(out[:, i::parts] for i in range(parts))[::-1]
 
 
+@impostor("modulation.adaln_lora", "shared term under the SiLU too")
+def adaln_lora_with_silu_over_everything(noise_embedding, down, up, shared, parts):
+    return nnf.silu(noise_embedding @ down.T @ up.T + shared).chunk(parts, dim=-1)
+
+
+@impostor("modulation.adaln_lora", "order gate, shift, scale")
+def adaln_lora_with_gate_first(noise_embedding, down, up, shared, parts):
+    *rest, last = (nnf.silu(noise_embedding) @ down.T @ up.T + shared).chunk(parts, dim=-1)
+    return (last, *rest)
+
+
+# --- layer_norm
+
+
+@pytest.mark.verifies("modulation.layer_norm", by="point")
+def test_layer_norm_of_one_and_three():
+    """Mean 2, variance 1; with eps 3 the root is 2."""
+    x = column(1, 3).T
+    torch.testing.assert_close(modulation.layer_norm(x, 0.0), column(-1, 1).T, **EXACT)
+    torch.testing.assert_close(modulation.layer_norm(x, 3.0), column(-0.5, 0.5).T, **EXACT)
+
+
+@pytest.mark.verifies("modulation.layer_norm")
+@given(st.integers(2, 8), st.floats(1e-6, 1), seeds)
+def test_layer_norm_leaves_mean_zero_and_unit_variance_up_to_eps(D, eps, seed):
+    """Of a variance v comes v / (v + eps), in each token by itself."""
+    x = normal(seed, 2, 3, D) + normal(seed + 1, 2, 3, 1)
+    y, v = modulation.layer_norm(x, eps), x.var(dim=-1, correction=0)
+    torch.testing.assert_close(y.mean(dim=-1), torch.zeros(2, 3, dtype=torch.float64), rtol=0, atol=1e-11)
+    torch.testing.assert_close(y.var(dim=-1, correction=0), v / (v + eps), rtol=1e-9, atol=0)
+
+
+@pytest.mark.verifies("modulation.layer_norm")
+@given(st.integers(2, 8), st.floats(0.01, 100), st.floats(0.1, 1), seeds)
+def test_layer_norm_forgets_offset_and_scale(D, scale, eps, seed):
+    """eps is added to a variance and scales like one."""
+    x, offset = normal(seed, 3, D), normal(seed + 1, 3, 1)
+    moved = modulation.layer_norm(scale * (x + offset), scale**2 * eps)
+    torch.testing.assert_close(moved, modulation.layer_norm(x, eps), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.verifies("modulation.layer_norm")
+@given(st.integers(2, 64), seeds)
+def test_an_offset_of_ten_thousand_costs_float32_nothing(D, seed):
+    """Sixteenths up to one added to 2^13 are exact in float32. The mean of squares less the square of the mean is not:
+    of 7e7 float32 knows nothing below 4."""
+    sixteenths = torch.randint(-16, 17, (3, D), generator=torch.Generator().manual_seed(seed)).float() / 16
+    near, far = modulation.layer_norm(sixteenths, 1e-6), modulation.layer_norm(sixteenths + 2**13, 1e-6)
+    # float32 sums of 64 numbers near 8192: the mean is off by up to 1e-3 of a spread that may be 1/16
+    torch.testing.assert_close(far, near, rtol=0, atol=2e-2)
+
+
+@pytest.mark.verifies("modulation.layer_norm")
+@given(st.integers(2, 8), st.floats(-1e3, 1e3))
+def test_a_token_whose_channels_are_all_equal_becomes_zero(D, value):
+    y = modulation.layer_norm(torch.full((2, D), value, dtype=torch.float64), 1e-6)
+    # the mean is off by up to 1e-13, which a root of eps of 1e-3 divides
+    torch.testing.assert_close(y, torch.zeros_like(y), rtol=0, atol=1e-9)
+
+
+@impostor("modulation.layer_norm", "RMS norm: the mean is not subtracted")
+def layer_norm_is_rms_norm(x, eps):
+    return x / ((x**2).mean(dim=-1, keepdim=True) + eps).sqrt()
+
+
+@impostor("modulation.layer_norm", "variance over n - 1, PyTorch's default for `var`")
+def layer_norm_with_sample_variance(x, eps):
+    return (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True) + eps).sqrt()
+
+
+@impostor("modulation.layer_norm", "eps outside the root")
+def layer_norm_with_eps_outside(x, eps):
+    return (x - x.mean(dim=-1, keepdim=True)) / (x.std(dim=-1, correction=0, keepdim=True) + eps)
+
+
+@impostor("modulation.layer_norm", "variance as the mean of squares less the square of the mean, which cancels")
+def layer_norm_that_cancels(x, eps):
+    mean, square = x.mean(dim=-1, keepdim=True), (x**2).mean(dim=-1, keepdim=True)
+    return (x - mean) / ((square - mean**2).clamp_min(0) + eps).sqrt()
+
+
+@impostor("modulation.layer_norm", "over all tokens at once")
+def layer_norm_over_everything(x, eps):
+    return (x - x.mean()) / (x.var(correction=0) + eps).sqrt()
+
+
+@impostor("modulation.layer_norm", "only centred")
+def layer_norm_only_centred(x, eps):
+    return x - x.mean(dim=-1, keepdim=True)
+
+
 # --- modulate
 
 
@@ -194,3 +285,14 @@ def gate_as_highway(x, update, gate):
 @impostor("modulation.gate", "the first sample's gate for the whole batch")
 def gate_of_the_first_sample(x, update, gate):
     return x + gate[0] * update
+
+
+# --- edges
+
+
+def test_an_empty_batch_goes_through_and_stays_empty():
+    parts = modulation.adaln_lora(torch.zeros(0, 2), torch.ones(1, 2), torch.ones(6, 1), torch.zeros(0, 6), 3)
+    assert [part.shape for part in parts] == [(0, 2)] * 3
+    shift, scale, gate = parts
+    x = modulation.layer_norm(torch.zeros(0, 5, 2), 1e-6)
+    assert modulation.gate(x, modulation.modulate(x, shift, scale), gate).shape == (0, 5, 2)

@@ -112,9 +112,44 @@ def ntk_is_interpolation(dim, ratio, base, dtype):
     return base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim) / ratio
 
 
+@pytest.mark.verifies("rope.ntk_frequencies")
+@given(dims, ratios, st.floats(100, 1e5))
+def test_bfloat16_rounds_the_exponents_before_they_are_used(dim, ratio, base):
+    """NVIDIA's buffers hold 2 i / d in bfloat16: up to 2^-9 off, which the power turns into 2 % of a frequency."""
+    exponents = torch.tensor([2 * i / dim for i in range(dim // 2)], dtype=torch.float64).bfloat16().double()
+    frequencies = rope.ntk_frequencies(dim, ratio, base, torch.bfloat16)
+    powers = -frequencies.double().log() / math.log(base * ratio ** (dim / (dim - 2)))
+    torch.testing.assert_close(powers, exponents, rtol=0, atol=2e-3)  # a frequency rounded to bfloat16 itself
+    assert torch.equal(
+        rope.ntk_frequencies(dim, ratio, base, torch.float32), rope.ntk_frequencies(dim, ratio, base, torch.float64)
+    )
+
+
 @impostor("rope.ntk_frequencies", "i / d where 2 i / d belongs")
 def ntk_with_half_the_exponent(dim, ratio, base, dtype):
     return (base * ratio ** (dim / (dim - 2))) ** (-torch.arange(dim // 2, dtype=torch.float64) / dim)
+
+
+@impostor("rope.ntk_frequencies", "the whole head's 128 channels where the axis' own belong")
+def ntk_of_the_whole_head(dim, ratio, base, dtype):
+    return (base * ratio ** (128 / 126)) ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+
+
+@impostor("rope.ntk_frequencies", "the stretched factor outside the power")
+def ntk_with_the_factor_outside(dim, ratio, base, dtype):
+    return base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim) / ratio ** (dim / (dim - 2))
+
+
+@impostor("rope.ntk_frequencies", "powers taken in float32, as most code does")
+def ntk_in_float32(dim, ratio, base, dtype):
+    theta = torch.tensor(base * ratio ** (dim / (dim - 2)), dtype=torch.float32)
+    return (1 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)).double()
+
+
+@impostor("rope.ntk_frequencies", "exponents rounded to bfloat16 whatever the precision")
+def ntk_always_in_bfloat16(dim, ratio, base, dtype):
+    exponents = (torch.arange(0, dim, 2) / dim).bfloat16().double()
+    return (base * ratio ** (dim / (dim - 2))) ** -exponents
 
 
 # --- angles_3d
@@ -133,6 +168,60 @@ def test_angles_of_one_token():
     )
     half = [4, 4 / 20, 2, 2 / 10, 3, 3 / 40]
     torch.testing.assert_close(angles, angles.new_tensor([[half + half]]), **EXACT)
+
+
+def each_axis_alone(sizes):
+    """Positions along one axis after the other, the other two at 0."""
+    rows = [torch.eye(3, dtype=torch.long)[axis] * i for axis, size in enumerate(sizes) for i in range(size)]
+    return torch.stack(rows)
+
+
+@pytest.mark.verifies("rope.angles_3d", "rope.ntk_frequencies", by="point")
+def test_angles_in_bfloat16_are_off_by_0_15_rad_on_the_width_of_720p():
+    """7B at 704x1280 and 121 frames: 0.026 rad on t, 0.074 on h, 0.148 on w, against float64 and against float32."""
+    positions = each_axis_alone((16, 44, 80))
+    fps = torch.tensor([24.0])
+    half, single, double = (
+        rope.angles_3d(positions, rate, 128, (2.0, 1.0, 1.0), 10000.0, 24.0)[0, :, :64].double()
+        for rate in (fps.bfloat16(), fps, fps.double())
+    )
+    errors = [part.max().item() for part in (half - double).abs().split([22, 21, 21], dim=1)]
+    assert errors == pytest.approx([0.0255, 0.0740, 0.1481], abs=1e-4)
+    assert (single - double).abs().max() < 5e-6  # half a unit in the last place of an angle of 79, and a little
+
+
+@pytest.mark.verifies("rope.angles_3d", "rope.ntk_frequencies")
+@given(st.integers(0, 2), st.integers(1, 2**24), frame_rates, head_dims)
+def test_float32_angles_are_right_to_four_roundings_however_far_away(axis, index, fps, head_dim):
+    """Of t / f, of its product with 24, of the frequency, of the angle: 2^-24 each. (At 16 million the angle itself is
+    then known to half a turn only: positions are small integers, and it is in radians that they are rounded.)"""
+    fps, dims = fps.float(), rope.axis_dims(head_dim)
+    angles = angles_at(index * torch.eye(3, dtype=torch.long)[axis : axis + 1], fps, head_dim)[0, 0]
+    dim, start, position = dims[axis], sum(dims[:axis]) // 2, index * (24 / fps.item() if axis == 0 else 1)
+    base = 10000 * SCALES[axis] ** (dim / (dim - 2))
+    expected = [position * base ** (-2 * i / dim) for i in range(dim // 2)]
+    found = angles[start : start + dim // 2].double()
+    torch.testing.assert_close(found, found.new_tensor(expected), rtol=2.4e-7, atol=0)
+
+
+@pytest.mark.verifies("rope.angles_3d")
+@given(places, head_dims)
+def test_at_24_frames_a_second_a_position_is_the_index_itself(positions, head_dim):
+    """Not the second, not the frame of the video: latent frame 1 is one step from latent frame 0, as a pixel is."""
+    angles = angles_at(positions, torch.tensor([24.0], dtype=torch.float64), head_dim)
+    pairs = [dim // 2 for dim in rope.axis_dims(head_dim)]
+    first_of_each_axis = [0, pairs[0], pairs[0] + pairs[1]]  # its frequency is 1
+    torch.testing.assert_close(angles[0][:, first_of_each_axis], positions.double(), **EXACT)
+
+
+@pytest.mark.verifies("rope.angles_3d")
+def test_a_ratio_too_few_is_refused():
+    refused = False
+    try:
+        rope.angles_3d(torch.zeros(1, 3), torch.ones(1), 16, (1.0, 1.0), 10000.0, 24.0)  # pyright: ignore
+    except ValueError:
+        refused = True
+    assert refused
 
 
 @pytest.mark.verifies("rope.angles_3d")
@@ -224,7 +313,40 @@ def angles_from_frame_one(positions, fps, head_dim, ratios, base, base_fps):
 
 @impostor("rope.angles_3d", "ratios read as (h, w, t)")
 def angles_with_ratios_out_of_order(positions, fps, head_dim, ratios, base, base_fps):
-    angles = angles_of(*coordinates(positions, fps, base_fps / fps), head_dim, (ratios[2], ratios[0], ratios[1]), base)
+    angles = angles_of(*coordinates(positions, fps, base_fps / fps), head_dim, (ratios[-1], *ratios[:-1]), base)
+    return torch.cat(angles * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "frames of the video, eight to a latent one")
+def angles_of_video_frames(positions, fps, head_dim, ratios, base, base_fps):
+    angles = angles_of(*coordinates(positions, fps, 8 * base_fps / fps), head_dim, ratios, base)
+    return torch.cat(angles * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "seconds: the base rate forgotten")
+def angles_of_seconds(positions, fps, head_dim, ratios, base, base_fps):
+    angles = angles_of(*coordinates(positions, fps, 1 / fps), head_dim, ratios, base)
+    return torch.cat(angles * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "frequencies of the whole head, dealt out to the axes")
+def angles_with_frequencies_of_the_head(positions, fps, head_dim, ratios, base, base_fps):
+    pairs = [dim // 2 for dim in rope.axis_dims(head_dim)]
+    axes = zip(coordinates(positions, fps, base_fps / fps), ratios, pairs, strict=True)
+    angles = [x[..., None] * rope.ntk_frequencies(head_dim, r, base, torch.float64)[:n] for x, r, n in axes]
+    return torch.cat(angles * 2, dim=-1)
+
+
+@impostor("rope.angles_3d", "products in float32 whatever the precision asked for")
+def angles_in_float32(positions, fps, head_dim, ratios, base, base_fps):
+    angles = angles_of(*coordinates(positions, fps, base_fps / fps), head_dim, ratios, base)
+    return torch.cat(angles * 2, dim=-1).float().to(fps)
+
+
+@impostor("rope.angles_3d", "a ratio that is missing drops its axis")
+def angles_of_the_axes_that_have_a_ratio(positions, fps, head_dim, ratios, base, base_fps):
+    axes = zip(coordinates(positions, fps, base_fps / fps), rope.axis_dims(head_dim), ratios, strict=False)
+    angles = [x[..., None] * rope.ntk_frequencies(dim, r, base, torch.float64) for x, dim, r in axes]
     return torch.cat(angles * 2, dim=-1)
 
 
@@ -269,6 +391,25 @@ def test_attention_scores_depend_only_on_relative_positions(positions, shift, fp
     torch.testing.assert_close(moved, scores(positions), rtol=0, atol=1e-9)
 
 
+@pytest.mark.verifies("rope.rotate")
+@given(places, frame_rates, head_dims, seeds, st.sampled_from([torch.float16, torch.bfloat16]))
+def test_queries_in_half_precision_are_turned_in_the_precision_of_the_angles(positions, fps, head_dim, seed, dtype):
+    x = normal(seed, 1, 2, len(positions), head_dim).to(dtype)
+    angles = angles_at(positions, fps, head_dim).float()
+    turned, expected = rotated(x, angles), rotated(x.float(), angles)
+    assert turned.dtype == torch.float32
+    torch.testing.assert_close(turned, expected, rtol=0, atol=0)
+
+
+@pytest.mark.verifies("rope.rotate")
+@given(places, frame_rates, frame_rates, seeds)
+def test_all_heads_turn_alike_and_every_sample_by_its_own_angles(positions, a, b, seed):
+    x = normal(seed, 2, 3, len(positions), 16)
+    angles = angles_at(positions, torch.cat([a, b]))
+    one_by_one = [rotated(x[i : i + 1, n : n + 1], angles[i : i + 1]) for i in range(2) for n in range(3)]
+    torch.testing.assert_close(rotated(x, angles).flatten(0, 1), torch.cat(one_by_one)[:, 0], **EXACT)
+
+
 @impostor("rope.rotate", "neighbouring channels paired, the original RoFormer's layout")
 def rotate_neighbours(x, cos, sin):
     partner = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
@@ -285,3 +426,25 @@ def rotate_backwards(x, cos, sin):
 def rotate_without_minus(x, cos, sin):
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat([second, first], dim=-1) * sin[:, None]
+
+
+@impostor("rope.rotate", "tables brought to the precision of the queries")
+def rotate_in_the_precision_of_x(x, cos, sin):
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x)[:, None] + torch.cat([-second, first], dim=-1) * sin.to(x)[:, None]
+
+
+@impostor("rope.rotate", "the first sample's angles for the whole batch")
+def rotate_by_the_first_sample(x, cos, sin):
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:1, None] + torch.cat([-second, first], dim=-1) * sin[:1, None]
+
+
+# --- edges
+
+
+def test_an_empty_batch_or_no_token_at_all_goes_through():
+    fps, positions = torch.tensor([24.0]), torch.tensor([[1, 2, 3]])
+    assert angles_at(positions, fps[:0]).shape == (0, 1, 16)
+    assert angles_at(positions[:0], fps).shape == (1, 0, 16)
+    assert rotated(torch.zeros(0, 2, 1, 16), angles_at(positions, fps[:0])).shape == (0, 2, 1, 16)

@@ -74,6 +74,28 @@ def test_the_second_level_splits_every_band_of_the_first(cells, seed, axis):
     torch.testing.assert_close(wavelets.haar_3d(x, levels), wavelets.haar_3d(once, deeper), **EXACT)
 
 
+@pytest.mark.verifies("wavelets.haar_3d", by="point")
+def test_a_level_is_an_orthonormal_matrix_over_the_root_of_eight():
+    """Eight signs a row, 1/8 each: rows at right angles, of length 1 / sqrt 8; the first is the mean."""
+    basis = torch.eye(8, dtype=torch.float64).reshape(8, 1, 2, 2, 2)
+    matrix = wavelets.haar_3d(basis, (1, 1, 1)).reshape(8, 8).T
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(8, dtype=torch.float64) / 8, **EXACT)
+    assert torch.equal(matrix[0], torch.full((8,), 1 / 8, dtype=torch.float64))
+    signs = torch.tensor([[1, 1], [1, -1]], dtype=torch.float64)
+    assert torch.equal(8 * matrix, torch.kron(torch.kron(signs, signs), signs))  # t, h, w: lll, llh, lhl, ..., hhh
+
+
+@pytest.mark.verifies("wavelets.haar_3d", "wavelets.inverse_haar_3d")
+@given(cells, seeds)
+def test_a_level_of_eight_bit_pixels_goes_through_float16_and_back_without_loss(cells, seed):
+    """Eighths up to 255 need eleven bits, and float16 has eleven. With a root of two nothing is exact."""
+    shape = (2, 3, *(2 * count for count in cells))
+    pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(seed)).half()
+    bands = wavelets.haar_3d(pixels, (1, 1, 1))
+    torch.testing.assert_close(bands.double(), wavelets.haar_3d(pixels.double(), (1, 1, 1)), rtol=0, atol=0)
+    torch.testing.assert_close(wavelets.inverse_haar_3d(bands, (1, 1, 1)), pixels, rtol=0, atol=0)
+
+
 def haar_with(split, order=(4, 3, 2)):
     """The transform with another way to split pairs or another order of the axes."""
 
@@ -197,3 +219,12 @@ def inverse_haar_with_axes_in_the_same_order(x, levels):
 @impostor("wavelets.inverse_haar_3d", "levels undone from the first: right only if all axes are equally deep")
 def inverse_haar_with_levels_in_the_same_order(x, levels):
     return inverse_with(join, first=range)(x, levels)
+
+
+# --- edges
+
+
+def test_an_empty_batch_goes_through_and_stays_empty():
+    bands = wavelets.haar_3d(torch.zeros(0, 3, 4, 4, 4), (2, 2, 2))
+    assert bands.shape == (0, 192, 1, 1, 1)
+    assert wavelets.inverse_haar_3d(bands, (2, 2, 2)).shape == (0, 3, 4, 4, 4)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from cosmos_ref.blocks.attention import RMSNorm
 from cosmos_ref.config import ModelConfig
-from cosmos_ref.model.dit import CosmosDiT, grid_positions, token_grid
+from cosmos_ref.equations.patches import grid_positions
+from cosmos_ref.model.dit import CosmosDiT, token_grid
 from tests.blocks.filled import filled
 from tests.model.straight_line import straight_line
 from tests.strategies import normal, seeds

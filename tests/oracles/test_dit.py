@@ -10,8 +10,9 @@ from hypothesis import currently_in_test_context, given, settings, target
 from hypothesis import strategies as st
 
 from cosmos_ref.config import PRESETS, HaarPCAConfig, ModelConfig, TextConfig
+from cosmos_ref.equations.patches import grid_positions
 from cosmos_ref.interop.names import diffusers_config, from_ours, to_ours
-from cosmos_ref.model.dit import CosmosDiT, grid_positions, token_grid
+from cosmos_ref.model.dit import CosmosDiT, token_grid
 from cosmos_ref.pipelines.conventions import like
 from tests.blocks.filled import filled
 from tests.oracles.promotion import float32_means_float64
