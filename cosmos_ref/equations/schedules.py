@@ -10,11 +10,11 @@ from cosmos_ref.traceability import equation
     source="Cosmos (arXiv 2501.03575), Sec. 5.1.3: linear, 2,500 iterations; code: starts at 1e-6",
 )
 def warmup(step: int, warmup_steps: int, start: float) -> float:
-    r"""Factor of the learning rate: linear from `start` to 1 over the warm-up, then 1.
+    r"""Factor of the learning rate: linear from `start` to 1 over the warm-up, then 1; of no steps, 1 throughout.
 
     $$\eta_i = \eta_0 + (1 - \eta_0) \min\!\left(1, \frac{i}{n}\right)$$
     """
-    return start + (1 - start) * min(1.0, step / warmup_steps)
+    return 1.0 if step >= warmup_steps else start + (1 - start) * (step / warmup_steps)
 
 
 @equation(
@@ -22,11 +22,11 @@ def warmup(step: int, warmup_steps: int, start: float) -> float:
     source="Cosmos (arXiv 2501.03575), Sec. 5.1.3: linearly decaying in the cooling-down phase",
 )
 def cooling_down(step: int, start_step: int, num_steps: int) -> float:
-    r"""Factor of the learning rate: 1 until `start_step`, then linear to 0 at `num_steps`.
+    r"""Factor of the learning rate: 1 until `start_step`, then linear to 0 at `num_steps`, where it stays.
 
-    $$\eta_i = \min\!\left(1, \frac{N - i}{N - n}\right)$$
+    $$\eta_i = \max\!\left(0, \min\!\left(1, \frac{N - i}{N - n}\right)\right)$$
     """
-    return min(1.0, (num_steps - step) / (num_steps - start_step))
+    return 1.0 if step < start_step else max(0, num_steps - step) / max(1, num_steps - start_step)
 
 
 @equation("schedules.ema_gamma", source="Karras et al. 2024 (arXiv 2312.02696), Eq. 126")

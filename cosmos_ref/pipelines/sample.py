@@ -1,6 +1,5 @@
 """The sampling loop: from noise to latents, whatever denoises and whichever solver steps."""
 
-import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ from cosmos_ref.config import DiffusionConfig, SampleConfig
 from cosmos_ref.equations.conditioning import active_frames, replace_frames
 from cosmos_ref.equations.guidance import cfg
 from cosmos_ref.equations.noise import karras_sigmas
-from cosmos_ref.equations.solvers import euler_step, heun_step, res_2ab_step
+from cosmos_ref.equations.solvers import euler_step, heun_step, initial_std, res_2ab_step
 from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.shapes import Latents
 
@@ -64,7 +63,7 @@ def sample(
     """
     precision = torch.bfloat16 if settings.state == "bf16" else noise.dtype
     levels = sigmas.tolist()
-    size = levels[0] if settings.initial_noise == "sigma_max" else math.hypot(levels[0], 1)
+    size = initial_std(levels[0], 0.0 if settings.initial_noise == "sigma_max" else 1.0)
     x, memory = (size * noise).to(precision).to(noise), None
     for sigma, sigma_next in progress(list(pairwise(levels))):
         if sigma_next < sigma:

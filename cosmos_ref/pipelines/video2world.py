@@ -9,6 +9,7 @@ import torch
 from cosmos_ref.conditioning.condition import Condition, give_frames, text_condition
 from cosmos_ref.config import ClipConfig, Config, SampleConfig, latent_shape
 from cosmos_ref.equations.causal import latent_length
+from cosmos_ref.equations.conditioning import last_frames
 from cosmos_ref.errors import UserError
 from cosmos_ref.pipelines.sample import noise_from_seed
 from cosmos_ref.pipelines.text2world import Generated, denoise_fully
@@ -111,5 +112,5 @@ def extend(
     Raises:
         UserError: as `video2world`.
     """
-    more = video2world(model, video[:, :, -given:], prompts, clip, settings, negative_prompt, progress).video
+    more = video2world(model, last_frames(video, given), prompts, clip, settings, negative_prompt, progress).video
     return torch.cat([video, more[:, :, given:].to(video)], dim=2)

@@ -15,7 +15,7 @@ WARMUP_START = 1e-6
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of update number `step`, counted from 0: warm-up, then constant, then down to zero."""
-    factor = warmup(step, config.warmup_steps, WARMUP_START) if config.warmup_steps else 1.0
+    factor = warmup(step, config.warmup_steps, WARMUP_START)
     if config.cooling_steps:
         factor *= cooling_down(step, max(0, config.num_steps - config.cooling_steps), config.num_steps)
     return config.learning_rate * factor

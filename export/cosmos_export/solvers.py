@@ -33,7 +33,7 @@ def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float
 
 def euler_step(x: np.ndarray, D: np.ndarray, sigma: float, sigma_next: float) -> np.ndarray:
     """First-order step along dx/dsigma = (x - D) / sigma."""
-    return x + (sigma_next - sigma) * ((x - D) / sigma)
+    return D + sigma_next / sigma * (x - D)
 
 
 def heun_step(denoise: Denoise, x: np.ndarray, sigma: float, sigma_next: float) -> np.ndarray:
@@ -42,8 +42,14 @@ def heun_step(denoise: Denoise, x: np.ndarray, sigma: float, sigma_next: float) 
     x_euler = euler_step(x, D, sigma, sigma_next)
     if sigma_next == 0:
         return x_euler
-    slope, slope_next = (x - D) / sigma, (x_euler - denoise(x_euler, sigma_next)) / sigma_next
-    return x + (sigma_next - sigma) * (slope + slope_next) / 2
+    return x_euler + (sigma / sigma_next - 1) / 2 * (denoise(x_euler, sigma_next) - D)
+
+
+def phi2(z: float) -> float:
+    """(e^z - 1 - z) / z^2, near zero by its series."""
+    if abs(z) > 1:
+        return (math.expm1(z) / z - 1) / z
+    return sum(z**k / math.factorial(k + 2) for k in range(16))
 
 
 def res_2ab_step(
@@ -54,10 +60,8 @@ def res_2ab_step(
         return D
     h = math.log(sigma / sigma_next)
     c2 = -math.log(sigma_previous / sigma) / h
-    phi1 = math.expm1(-h) / -h
-    phi2 = (phi1 - 1) / -h
-    b2 = phi2 / c2
-    return math.exp(-h) * x + h * ((phi1 - b2) * D + b2 * D_previous)
+    b2 = phi2(-h) / c2
+    return math.exp(-h) * x + h * ((math.expm1(-h) / -h - b2) * D + b2 * D_previous)
 
 
 def integrate(
