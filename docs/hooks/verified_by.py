@@ -138,9 +138,10 @@ def catalogue(language: str, topic: str) -> dict[str, str]:
 
 
 def marked(text: str) -> str:
-    """Text as HTML; names with underscores, and what stands in backquotes, as code."""
+    """Text as HTML; names with underscores, and what stands in backquotes, as code; `*word*` stressed."""
     text = re.sub(r"`([^`]+)`|\b(\w+_[\w.]*\w)\b", r"`\1\2`", text)
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+    return re.sub(r"(?<!\S)\*(\w+)\*(?!\w)", r"<em>\1</em>", text)
 
 
 def pages_in(nav) -> list[str]:
