@@ -3,11 +3,14 @@
 import ast
 import difflib
 import hashlib
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
+from cosmic_ray.operators.operator import Operator
 
 from tests.mutation.operators import operators
 
@@ -62,29 +65,43 @@ def mutable_lines(function: ast.FunctionDef) -> set[int]:
 def mutants(module: str) -> list[Mutant]:
     """All mutants of a module that parse, each once."""
     source = (PACKAGE / module).read_text()
-    where = {line: name for name, function in functions(source).items() for line in mutable_lines(function)}
-    found: dict[str, Mutant] = {}
-    for operator in operators():
-        positions = [start for node in ast_nodes(get_ast(source)) for start, _ in operator.mutation_positions(node)]
-        for occurrence, (line, _) in enumerate(positions):
-            if line not in where:
-                continue
-            changed = mutate_code(source, operator, occurrence)
-            if changed is None or changed == source or not parses(changed):
-                continue
-            found.setdefault(changed, Mutant(module, where[line], line, changed, difference(source, changed)))
-    same = ast.dump(ast.parse(source))
-    return sorted(
-        (m for m in found.values() if ast.dump(ast.parse(m.source)) != same), key=lambda m: (m.line, m.change)
+    lines = source.splitlines(keepends=True)
+    # An operator may ask what a name is: it sees the function below the module's imports, not the whole module.
+    imports = "".join(
+        f"{ast.unparse(n)}\n" for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom)
     )
+    found: dict[str, Mutant] = {}
+    for name, function in functions(source).items():
+        first, last = function.lineno - 1, function.end_lineno
+        indent = " " * function.col_offset
+        original = imports + textwrap.dedent("".join(lines[first:last]))
+        same, offset = ast.dump(ast.parse(original)), first - imports.count("\n")
+        for operator, occurrence in places(original, {line - offset for line in mutable_lines(function)}):
+            changed = mutate_code(original, operator, occurrence)
+            if changed is None or not (tree := parsed(changed)) or ast.dump(tree) == same:
+                continue
+            text = textwrap.indent(changed.removeprefix(imports), indent)
+            mutant = "".join([*lines[:first], text, *lines[last:]])
+            pairs = zip(lines[first:], text.splitlines(keepends=True), strict=False)
+            line = next(i for i, (before, after) in enumerate(pairs, start=first + 1) if before != after)
+            found.setdefault(mutant, Mutant(module, name, line, mutant, difference(source, mutant)))
+    return sorted(found.values(), key=lambda mutant: (mutant.line, mutant.change))
 
 
-def parses(source: str) -> bool:
+def places(source: str, lines: set[int]) -> Iterator[tuple[Operator, int]]:
+    """Every operator that changes something on these lines, with the number of its occurrence."""
+    nodes = list(ast_nodes(get_ast(source)))
+    for operator in operators():
+        starts = [start for node in nodes for start, _ in operator.mutation_positions(node)]
+        yield from ((operator, i) for i, (line, _) in enumerate(starts) if line in lines)
+
+
+def parsed(source: str) -> ast.Module | None:
+    """The syntax tree of a text, if it is Python."""
     try:
-        ast.parse(source)
+        return ast.parse(source)
     except SyntaxError:
-        return False
-    return True
+        return None
 
 
 def difference(before: str, after: str) -> str:

@@ -3,6 +3,7 @@
 Most operators are cosmic-ray's. The four here change what it leaves alone: which call, which order, which axis.
 """
 
+import functools
 import itertools
 import re
 
@@ -163,6 +164,7 @@ ARITHMETIC = {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}
 """Replaced by one another. Shifts and bits are left out: on floating-point numbers they only crash."""
 
 
+@functools.cache
 def operators() -> list[Operator]:
     """All operators, in a fixed order."""
     found = []
