@@ -2,6 +2,7 @@
 
 from cosmos_ref.equations import (
     attention,
+    buckets,
     causal,
     conditioning,
     costs,
@@ -19,6 +20,7 @@ from cosmos_ref.equations import (
     quantization,
     rope,
     schedules,
+    sharding,
     solvers,
     wavelets,
     whitening,
@@ -26,6 +28,7 @@ from cosmos_ref.equations import (
 
 __all__ = [
     "attention",
+    "buckets",
     "causal",
     "conditioning",
     "costs",
@@ -43,6 +46,7 @@ __all__ = [
     "quantization",
     "rope",
     "schedules",
+    "sharding",
     "solvers",
     "wavelets",
     "whitening",
