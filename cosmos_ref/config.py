@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cosmos_ref.equations.causal import latent_length
+from cosmos_ref.equations.causal import clip_length, latent_length
 from cosmos_ref.errors import UserError
 
 
@@ -389,6 +389,6 @@ def latent_shape(config: Config, clip: ClipConfig) -> tuple[int, int, int, int]:
                 f"it must be a multiple of {unit}, at most {most * unit}"
             )
     if frames % model.patch_size[0] or frames > model.max_tokens[0] * model.patch_size[0]:
-        most = 1 + (model.max_tokens[0] * model.patch_size[0] - 1) * tokenizer.temporal_factor
+        most = clip_length(model.max_tokens[0] * model.patch_size[0], tokenizer.temporal_factor)
         raise UserError(f"{clip.frames} frames do not fit preset {config.name!r}: it takes at most {most}")
     return (model.channels, *shape)

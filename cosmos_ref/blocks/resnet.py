@@ -1,11 +1,11 @@
 """The residual block of the tokenizer and the norm before every convolution in it."""
 
 import torch.nn.functional as nnf
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cosmos_ref.blocks.causal_conv import CausalSequential, FactorizedConv3d, Past, PointwiseConv3d
+from cosmos_ref.equations.causal import frame_norm
 
 
 class FrameNorm(nn.GroupNorm):
@@ -16,8 +16,7 @@ class FrameNorm(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C T H W"]:
         """Normalise x."""
-        frames = super().forward(rearrange(x, "B C T H W -> (B T) C H W"))
-        return rearrange(frames, "(B T) C H W -> B C T H W", T=x.shape[2])
+        return frame_norm(x, self.weight, self.bias, self.eps)
 
 
 class ResnetBlock(nn.Module):

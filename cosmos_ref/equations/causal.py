@@ -1,6 +1,8 @@
 """Causality in time: what is coded of a frame never depends on later ones, so the first frame stands alone."""
 
 import torch
+import torch.nn.functional as nnf
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +19,22 @@ def causal_pad(x: Float[Tensor, "B C T H W"], count: int) -> Float[Tensor, "B C 
     $$y_t = x_{\max(0,\ t - k)}$$
     """
     return torch.cat([x[:, :, :1].expand(-1, -1, count, -1, -1), x], dim=2)
+
+
+@equation(
+    "causal.frame_norm", source="Wu & He 2018 (arXiv 1803.08494), Sec. 3, with one group; code: each frame by itself"
+)
+def frame_norm(
+    x: Float[Tensor, "B C T H W"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float
+) -> Float[Tensor, "B C T H W"]:
+    r"""Zero mean and unit variance in each frame, over all channels and pixels; then a scale and shift by channel.
+
+    $$y = w_c\, \frac{x - \mu_t}{\sqrt{s_t^2 + \epsilon}} + b_c$$
+
+    No frame sees another one's mean $\mu_t$ and variance $s_t^2$.
+    """
+    frames = nnf.group_norm(rearrange(x, "B C T H W -> (B T) C H W"), 1, weight, bias, eps)
+    return rearrange(frames, "(B T) C H W -> B C T H W", T=x.shape[2])
 
 
 @equation("causal.latent_length", source=_SOURCE)

@@ -1,8 +1,23 @@
 """What a model costs, counted before anything is allocated: its parameters, its arithmetic, its memory."""
 
+from math import prod
+
 from cosmos_ref.traceability import equation
 
 _PAPER = "Cosmos (arXiv 2501.03575), Sec. 5"
+
+
+@equation("costs.tokens", source=_PAPER + ".1.2; Peebles & Xie 2023 (arXiv 2212.09748), Sec. 3.2")
+def tokens(grid: tuple[int, int, int], patch_size: tuple[int, int, int]) -> int:
+    r"""Tokens that the network makes of a clip: one for each patch of its latents.
+
+    $$L = \frac{t}{p_t} \cdot \frac{h}{p_h} \cdot \frac{w}{p_w}$$
+
+    Args:
+        grid: latent frames, height and width in latent pixels; patches divide them.
+        patch_size: of a patch, in the same order.
+    """
+    return prod(size // patch for size, patch in zip(grid, patch_size, strict=True))
 
 
 @equation("costs.parameters", source=_PAPER + "; released models: 7,236,192,256 and 14,267,149,312")
@@ -55,6 +70,20 @@ def dense_adaln(width: int, depth: int) -> dict[str, int]:
     noise embedding's MLP ends at width D.
     """
     return {"AdaLN": depth * 3 * 3 * width**2 + 2 * width**2, "noise embedding": 2 * width**2 + width}
+
+
+@equation("costs.adaln_saving", source=_PAPER + ".1.2, which says 36 %, that is 1 - 7/11")
+def adaln_saving(parameters: dict[str, int], width: int, depth: int) -> float:
+    r"""Share of its parameters that the low rank and the shared term save a network.
+
+    $$1 - \frac{P}{P_\text{dense}}$$
+
+    Args:
+        parameters: of the network, by group.
+        width: D.
+        depth: blocks n.
+    """
+    return 1 - sum(parameters.values()) / sum((parameters | dense_adaln(width, depth)).values())
 
 
 @equation("costs.flops", source=_PAPER + "; two operations a multiply-add")

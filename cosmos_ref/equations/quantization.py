@@ -46,9 +46,12 @@ def fsq_quantize(z: Float[Tensor, "*B D"], levels: tuple[int, ...], margin: floa
     r"""Code of what the encoder says: evenly spaced numbers, from -1 on.
 
     $$c = \frac{\operatorname{round}(b(z))}{\lfloor L/2 \rfloor}$$
+
+    Computed in float32 at least: in bfloat16 one number in a hundred would get another level.
     """
-    half = torch.tensor(levels, dtype=z.dtype, device=z.device) // 2
-    return fsq_round(fsq_bound(z, levels, margin)) / half
+    precise = z.to(torch.promote_types(z.dtype, torch.float32))
+    half = torch.tensor(levels, dtype=precise.dtype, device=z.device) // 2
+    return (fsq_round(fsq_bound(precise, levels, margin)) / half).to(z.dtype)
 
 
 @equation("quantization.fsq_index", source=_CODE)

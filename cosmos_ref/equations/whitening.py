@@ -7,6 +7,25 @@ from torch import Tensor
 from cosmos_ref.traceability import equation
 
 _SOURCE = "Pearson 1901; Jolliffe, Principal Component Analysis (2002), Ch. 1"
+_STANDARD = "code: Cosmos latents, by channel and latent frame"
+
+
+@equation("whitening.standardize", source=_STANDARD)
+def standardize(z: Float[Tensor, "*S"], mean: Float[Tensor, "*M"], std: Float[Tensor, "*M"]) -> Float[Tensor, "*S"]:
+    r"""Numbers at zero mean and unit variance; the statistics are one for each, or broadcast.
+
+    $$\hat z = \frac{z - \mu}{s}$$
+    """
+    return (z - mean) / std
+
+
+@equation("whitening.unstandardize", source=_STANDARD)
+def unstandardize(z: Float[Tensor, "*S"], mean: Float[Tensor, "*M"], std: Float[Tensor, "*M"]) -> Float[Tensor, "*S"]:
+    r"""Numbers at the mean and variance they had: the inverse of `standardize`.
+
+    $$z = s\, \hat z + \mu$$
+    """
+    return z * std + mean
 
 
 @equation("whitening.principal_axes", source=_SOURCE)
@@ -15,11 +34,13 @@ def principal_axes(covariance: Float[Tensor, "D D"], channels: int) -> Float[Ten
 
     $$\Sigma = \sum_i \lambda_i v_i v_i^\top, \qquad \lambda_1 \ge \lambda_2 \ge \dots$$
 
-    Each is signed so that its entry of largest magnitude is positive, which makes the result unique.
+    Each is signed so that its entry of largest magnitude is positive, which makes the result unique. Of entries whose
+    magnitudes differ by less than a millionth the first counts: which is larger, rounding would say.
     """
     axes = torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[:channels]
-    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    return axes * largest.sign()
+    size = axes.abs()
+    largest = (size > (1 - 1e-6) * size.amax(dim=1, keepdim=True)).long().argmax(dim=1, keepdim=True)
+    return axes * axes.gather(1, largest).sign()
 
 
 @equation("whitening.whiten", source=_SOURCE)
@@ -33,7 +54,7 @@ def whiten(
 
     $$z = \frac{V x - \mu}{s}$$
     """
-    return (x @ axes.T - mean) / std
+    return standardize(x @ axes.T, mean, std)
 
 
 @equation("whitening.unwhiten", source=_SOURCE)
@@ -47,4 +68,4 @@ def unwhiten(
 
     $$\hat x = V^\top (s z + \mu)$$
     """
-    return (z * std + mean) @ axes
+    return unstandardize(z, mean, std) @ axes

@@ -5,6 +5,7 @@ from math import prod
 from typing import NamedTuple
 
 from cosmos_ref.config import Config, ConvTokenizerConfig, latent_shape
+from cosmos_ref.equations import costs
 from cosmos_ref.errors import UserError
 from cosmos_ref.pipelines.world_model import DTYPES, Offload, Part
 from cosmos_ref.tokenizer.plan import Plan, plans_from_whole_to_smallest
@@ -95,7 +96,7 @@ def denoiser_working(config: Config) -> int:
     model, sample = config.model, config.sample
     size = 2 if sample.precision == "bf16" else 4
     shape = latent_shape(config, config.clip)
-    tokens = prod(shape[1:]) // prod(model.patch_size)
+    tokens = costs.tokens(shape[1:], model.patch_size)
     branches = 2 if sample.guidance else 1
     block = LIVE_WIDTHS * branches * tokens * model.width
     text = 2 * model.depth * branches * config.text.length * model.width

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from cosmos_ref.blocks.causal_conv import Past, PointwiseConv3d
 from cosmos_ref.config import ConvTokenizerConfig
+from cosmos_ref.equations.whitening import standardize, unstandardize
 from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Latents, Video
 from cosmos_ref.tokenizer.autoencoder import build_decoder, build_encoder, check_video
@@ -46,7 +47,7 @@ class ContinuousTokenizer(nn.Module):
         check_video(video, past, self.temporal_factor, self.spatial_factor)
         latents = self.quant_conv(self.encoder(video, past))
         mean, std = self._statistics(latents, past)
-        return (latents - mean) / std
+        return standardize(latents, mean, std)
 
     def decode(self, latents: Latents, past: Past | None = None) -> Video:
         """Video in [-1, 1] from standardised latents; with a past, from the next chunk of them.
@@ -57,7 +58,7 @@ class ContinuousTokenizer(nn.Module):
         if latents.shape[1] != self.channels:
             raise UserError(f"latents of {latents.shape[1]} channels do not fit: this tokenizer has {self.channels}")
         mean, std = self._statistics(latents, past)
-        return self.decoder(self.post_quant_conv(latents * std + mean), past).clamp(-1, 1)
+        return self.decoder(self.post_quant_conv(unstandardize(latents, mean, std)), past).clamp(-1, 1)
 
     def _statistics(self, latents: Latents, past: Past | None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel and latent frame, `C t 1 1`; a past counts the frames as passed."""

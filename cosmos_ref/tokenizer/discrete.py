@@ -71,9 +71,7 @@ class DiscreteTokenizer(nn.Module):
         z = rearrange(self.quant_conv(self.encoder(video, past)), "B D t h w -> B t h w D")
         if past is not None:
             past.latent_frames += z.shape[1]
-        precise = z if z.dtype == torch.float64 else z.float()  # in bfloat16 many numbers would change their level
-        codes = fsq_quantize(precise, self.fsq_levels, FSQ_MARGIN).to(z)
-        return rearrange(codes, "B t h w D -> B D t h w")
+        return rearrange(fsq_quantize(z, self.fsq_levels, FSQ_MARGIN), "B t h w D -> B D t h w")
 
     def decode_codes(self, codes: Codes, past: Past | None = None) -> Video:
         """Video in [-1, 1] from codes."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from cosmos_ref.config import ConvTokenizerConfig
-from cosmos_ref.equations.causal import check_side, latent_length
+from cosmos_ref.equations.causal import check_side, clip_length, latent_length
 from cosmos_ref.errors import UserError
 from cosmos_ref.tokenizer.build import build_tokenizer
 
@@ -148,13 +148,13 @@ def working_bytes(
     for stages in (encoder_stages(config), decoder_stages(config)):
         alive = kept = 0
         for stage in stages:
-            frames = 1 + (latent_frames - 1) * stage.frames if whole else chunk * stage.frames
+            frames = clip_length(latent_frames, stage.frames) if whole else chunk * stage.frames
             alive = max(alive, ((stage.held + LIVE * stage.width) * frames + 2 * stage.width) * stage.pixels)
             kept += stage.kept * stage.pixels
         attention = max(config.encoder_widths[-1], config.decoder_widths[0])
         past = 0 if whole else kept + 3 * attention * latent_frames
         peaks.append((alive + past) * tile_pixels)
-    clip = 3 * (1 + (latent_frames - 1) * config.temporal_factor) * config.spatial_factor**2 * height * width
+    clip = 3 * clip_length(latent_frames, config.temporal_factor) * config.spatial_factor**2 * height * width
     latents = config.channels * latent_frames * height * width
     return dtype.itemsize * max(peaks) + VIDEO_BYTES * (clip + latents) + HEAP_BYTES
 

@@ -1,3 +1,5 @@
+from functools import reduce
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -65,6 +67,24 @@ def test_changing_a_frame_leaves_earlier_latents_untouched(cells, levels, seed, 
     assert not torch.equal(others[:, :, first], latents[:, :, first])  # and this one does see it
 
 
+@pytest.mark.verifies("causal.causal_pad")
+@given(st.integers(1, 2), seeds)
+def test_not_even_an_infinite_frame_reaches_earlier_latents(levels, seed):
+    """Zero times infinity is no number: what a frame does not see must not enter with weight zero either."""
+    factor = 2**levels
+    video = normal(seed, 1, 3, 1 + factor, 2, 2)
+    broken = video.clone()
+    broken[:, :, 1:] = torch.inf
+    torch.testing.assert_close(code(broken, levels)[:, :, 0], code(video, levels)[:, :, 0], **SAME)
+
+
+@impostor("causal.causal_pad", "by a matrix of zeros and ones, which one infinite pixel spoils")
+def causal_pad_by_a_matrix(x, count):
+    T = x.shape[2]
+    chosen = torch.nn.functional.one_hot((torch.arange(T + count) - count).clamp(min=0), T).to(x)
+    return torch.einsum("bcthw,st->bcshw", x, chosen)
+
+
 @impostor("causal.causal_pad", "zeros in front: mid-grey frames that never were")
 def causal_pad_with_zeros(x, count):
     return torch.cat([torch.zeros_like(x[:, :, :1]).expand(-1, -1, count, -1, -1), x], dim=2)
@@ -88,6 +108,107 @@ def causal_pad_mirrored(x, count):
     return torch.cat([x[:, :, mirrored], x], dim=2)
 
 
+# --- frame_norm
+
+
+def normed(x, weight=None, bias=None, eps=1e-6):
+    """Features `B C T H W` under the norm, with unit scale and no shift unless told otherwise."""
+    ones = torch.ones(x.shape[1], dtype=x.dtype)
+    return causal.frame_norm(x, ones if weight is None else weight, 0 * ones if bias is None else bias, eps)
+
+
+@pytest.mark.verifies("causal.frame_norm", by="point")
+def test_a_frame_of_four_numbers_by_hand():
+    """1, 3 in one channel and 5, 7 in the other: mean 4, variance 5; with eps 4 they are divided by three."""
+    x = torch.tensor([[1.0, 3], [5, 7]]).double().reshape(1, 2, 1, 1, 2)
+    y = normed(x, x.new_tensor([3.0, 6.0]), x.new_tensor([10.0, 20.0]), eps=4.0)
+    torch.testing.assert_close(y, x.new_tensor([[7.0, 9.0], [22.0, 26.0]]).reshape(x.shape), rtol=1e-12, atol=0)
+
+
+@pytest.mark.verifies("causal.frame_norm")
+@given(lengths, seeds)
+def test_every_frame_has_zero_mean_and_unit_variance_over_its_channels_and_pixels(T, seed):
+    x = normal(seed + 1, 2, 1, T, 1, 1).exp() * normal(seed, 2, 3, T, 4, 4) + normal(seed + 2, 2, 1, T, 1, 1)
+    y = normed(x, eps=0.0)
+    torch.testing.assert_close(y.mean(dim=(1, 3, 4)), torch.zeros(2, T).double(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(y.square().mean(dim=(1, 3, 4)), torch.ones(2, T).double(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.verifies("causal.frame_norm")
+@given(st.integers(2, 5), seeds, st.data())
+def test_no_frame_knows_of_another_one(T, seed, data):
+    x = normal(seed, 2, 3, T, 4, 4)
+    changed = data.draw(st.integers(0, T - 1))
+    other = x.clone()
+    other[:, :, changed] = 5 * other[:, :, changed] - 7
+    rest = torch.arange(T) != changed
+    torch.testing.assert_close(normed(other)[:, :, rest], normed(x)[:, :, rest], **SAME)
+
+
+@pytest.mark.verifies("causal.frame_norm")
+@given(seeds)
+def test_channels_keep_their_share_of_a_frame(seed):
+    """One mean and one deviation for all channels: what a channel is beside the others survives."""
+    x = normal(seed, 2, 3, 2, 4, 4) + 3 * normal(seed + 1, 1, 3, 1, 1, 1)
+    y = normed(x, eps=0.0)
+    ratio = (x[:, 1] - x[:, 0]).std(dim=(2, 3)) / (x[:, 2] - x[:, 0]).std(dim=(2, 3))
+    torch.testing.assert_close((y[:, 1] - y[:, 0]).std(dim=(2, 3)) / (y[:, 2] - y[:, 0]).std(dim=(2, 3)), ratio)
+    between = x.mean(dim=(3, 4)).diff(dim=1) / x.std(dim=(1, 3, 4), correction=0)[:, None]
+    torch.testing.assert_close(y.mean(dim=(3, 4)).diff(dim=1), between)
+
+
+@pytest.mark.verifies("causal.frame_norm")
+@given(seeds, st.sampled_from([1e2, 1e3, 1e4]))
+def test_a_large_mean_costs_no_more_than_its_rounding(seed, mean):
+    """In float32: the numbers themselves are known to mean * 2^-24, and the mean of 256 of them not better.
+
+    The mean of squares less the square of the mean would be off by mean^2 * 2^-24: at 1e4 by more than the variance.
+    """
+    x = (normal(seed, 1, 4, 1, 8, 8) + mean).float()
+    torch.testing.assert_close(normed(x).double(), normed(x.double()), rtol=1e-4, atol=8 * mean * 2**-24)
+
+
+@impostor(
+    "causal.frame_norm", "statistics over the whole clip, as a group norm in three dimensions has them: not causal"
+)
+def frame_norm_over_the_clip(x, weight, bias, eps):
+    return torch.nn.functional.group_norm(x, 1, weight, bias, eps)
+
+
+@impostor("causal.frame_norm", "statistics of each channel: an instance norm")
+def frame_norm_of_each_channel(x, weight, bias, eps):
+    variance, mean = torch.var_mean(x, dim=(3, 4), correction=0, keepdim=True)
+    return affine((x - mean) / (variance + eps).sqrt(), weight, bias)
+
+
+@impostor("causal.frame_norm", "statistics of each pixel over its channels: a layer norm")
+def frame_norm_of_each_pixel(x, weight, bias, eps):
+    variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+    return affine((x - mean) / (variance + eps).sqrt(), weight, bias)
+
+
+@impostor("causal.frame_norm", "the variance of a sample: divided by one number less")
+def frame_norm_with_the_variance_of_a_sample(x, weight, bias, eps):
+    variance, mean = torch.var_mean(x, dim=(1, 3, 4), correction=1, keepdim=True)
+    return affine((x - mean) / (variance + eps).sqrt(), weight, bias)
+
+
+@impostor("causal.frame_norm", "eps beside the deviation instead of under the root")
+def frame_norm_with_eps_outside(x, weight, bias, eps):
+    variance, mean = torch.var_mean(x, dim=(1, 3, 4), correction=0, keepdim=True)
+    return affine((x - mean) / (variance.sqrt() + eps), weight, bias)
+
+
+@impostor("causal.frame_norm", "the variance as the mean of squares less the square of the mean: nothing is left of it")
+def frame_norm_in_one_pass(x, weight, bias, eps):
+    mean, square = (y.mean(dim=(1, 3, 4), keepdim=True) for y in (x, x**2))
+    return affine((x - mean) / ((square - mean**2).clamp(min=0) + eps).sqrt(), weight, bias)
+
+
+def affine(x, weight, bias):
+    return x * weight[:, None, None, None] + bias[:, None, None, None]
+
+
 # --- latent_length
 
 
@@ -101,6 +222,16 @@ def test_latent_lengths_of_the_7b_and_of_tiny():
 @given(st.integers(0, 40), factors)
 def test_clip_length_undoes_latent_length(cells, factor):
     assert causal.clip_length(causal.latent_length(1 + cells * factor, factor), factor) == 1 + cells * factor
+
+
+@pytest.mark.verifies("causal.latent_length", "causal.clip_length")
+@given(st.integers(0, 20), st.integers(0, 4))
+def test_halving_and_doubling_one_after_the_other_is_the_whole_factor(cells, times):
+    """Layers go from T frames to (T + 1) / 2 and back to 2 T - 1, stage by stage."""
+    frames = 1 + cells * 2**times
+    halved = reduce(lambda T, _: causal.latent_length(T, 2), range(times), frames)
+    assert halved == causal.latent_length(frames, 2**times)
+    assert reduce(lambda T, _: causal.clip_length(T, 2), range(times), halved) == frames
 
 
 @pytest.mark.verifies("causal.latent_length")
@@ -165,6 +296,11 @@ def test_the_first_latent_is_one_frame_and_every_other_one_a_whole_cell(latent_f
 @impostor("causal.clip_length", "every latent a whole cell, the first one too")
 def clip_length_of_whole_cells(latent_frames, temporal_factor):
     return latent_frames * temporal_factor
+
+
+@impostor("causal.clip_length", "the first latent's own frame forgotten: a clip one frame too short")
+def clip_length_without_the_first(latent_frames, temporal_factor):
+    return max(1, (latent_frames - 1) * temporal_factor)
 
 
 @impostor("causal.clip_length", "the first frame counted on top")

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cosmos_ref.blocks.modulation import AdaLNLoRA
 from cosmos_ref.config import ModelConfig
-from cosmos_ref.equations import costs
+from cosmos_ref.equations import costs, patches
 from cosmos_ref.model.dit import CosmosDiT
 from cosmos_ref.training.ema import PowerEMA
 from tests.impostors import impostor
@@ -32,7 +32,7 @@ models = st.builds(
     max_tokens=st.tuples(*[st.integers(4, 9)] * 3),
 )
 grids = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
-sizes = st.integers(1, 10**4)
+sizes = st.integers(1, 10**20)  # whole numbers stay exact where floats do not
 
 
 def shared(model: ModelConfig) -> dict[str, int]:
@@ -87,6 +87,39 @@ def released(large: bool, video2world: bool) -> ModelConfig:
 
 
 SMALL = ModelConfig(width=32, depth=1, num_heads=2, text_width=3, adaln_lora_dim=2, video2world=False, channels=1)
+
+
+# --- tokens
+
+
+@pytest.mark.verifies("costs.tokens", by="point")
+def test_tokens_of_the_clips_that_cosmos_was_trained_on():
+    """121 frames of 704 x 1280 and 57 frames of 512 x 640, as latents; then 704 x 1280 as an image."""
+    grids = [(16, 88, 160), (8, 64, 80), (1, 88, 160)]
+    assert [costs.tokens(grid, (1, 2, 2)) for grid in grids] == [56_320, 10_240, 3_520]
+
+
+@pytest.mark.verifies("costs.tokens")
+@given(grids, st.tuples(*[st.integers(1, 3)] * 3))
+def test_tokens_are_those_that_patchify_makes(grid, patch_size):
+    size = tuple(n * patch for n, patch in zip(grid, patch_size, strict=True))
+    tokens = patches.patchify(torch.zeros(1, 1, *size), patch_size)
+    assert tokens.shape[1] == costs.tokens(size, patch_size)
+
+
+@impostor("costs.tokens", "latent pixels: patches forgotten")
+def tokens_without_patches(grid, patch_size):
+    return prod(grid)
+
+
+@impostor("costs.tokens", "one side of the patch only")
+def tokens_of_flat_patches(grid, patch_size):
+    return prod(grid) // max(patch_size)
+
+
+@impostor("costs.tokens", "one frame's")
+def tokens_of_a_frame(grid, patch_size):
+    return prod(size // patch for size, patch in zip(grid[1:], patch_size[1:], strict=True))
 
 
 # --- parameters
@@ -228,6 +261,52 @@ def dense_adaln_with_the_shared_term(width, depth):
     return {"AdaLN": depth * 9 * width**2 + 2 * width**2, "noise embedding": 4 * width**2 + width}
 
 
+# --- adaln_saving
+
+
+@pytest.mark.verifies("costs.adaln_saving", by="point")
+def test_the_saving_is_34_86_and_35_71_percent_where_the_paper_says_36():
+    models = [released(large, video2world=False) for large in (False, True)]
+    saved = [costs.adaln_saving(parameters_of(model), model.width, model.depth) for model in models]
+    assert [f"{share:.2%}" for share in saved] == ["34.86%", "35.71%"]
+
+
+@pytest.mark.verifies("costs.adaln_saving")
+@given(models)
+def test_a_rank_below_three_quarters_of_the_width_saves(model):
+    """It has 9 n D^2 - 3 (4 n + 1) R D fewer: thrice a block, D -> 3 D against R (D + 3 D), and R (D + 2 D) at the end.
+
+    The dense final layer and noise embedding together are as large as ours with the shared term.
+    """
+    width, n, rank = model.width, model.depth, model.adaln_lora_dim
+    fewer = 9 * n * width**2 - 3 * (4 * n + 1) * rank * width
+    share = costs.adaln_saving(parameters_of(model), width, n)
+    assert share == pytest.approx(fewer / (sum(parameters_of(model).values()) + fewer), abs=1e-15)  # of a float
+    assert share > 0 or rank > 9 * n * width / (3 * (4 * n + 1)) - 1
+
+
+@impostor("costs.adaln_saving", "of rounded sizes, as the paper's 36 %: 1 - 7/11")
+def adaln_saving_of_rounded_sizes(parameters, width, depth):
+    dense = sum((parameters | costs.dense_adaln(width, depth)).values())
+    return 1 - (sum(parameters.values()) // 10**9) / max(dense // 10**9, 1)
+
+
+@impostor("costs.adaln_saving", "against the small network instead of the dense one: by how much that would grow")
+def adaln_saving_as_growth(parameters, width, depth):
+    return sum((parameters | costs.dense_adaln(width, depth)).values()) / sum(parameters.values()) - 1
+
+
+@impostor("costs.adaln_saving", "against a dense network that keeps the wide shared matrix: 35.06 %")
+def adaln_saving_with_the_shared_term(parameters, width, depth):
+    dense = parameters | {"AdaLN": costs.dense_adaln(width, depth)["AdaLN"]}
+    return 1 - sum(parameters.values()) / sum(dense.values())
+
+
+@impostor("costs.adaln_saving", "of the AdaLN matrices alone")
+def adaln_saving_of_adaln_alone(parameters, width, depth):
+    return 1 - parameters["AdaLN"] / costs.dense_adaln(width, depth)["AdaLN"]
+
+
 # --- flops
 
 
@@ -262,7 +341,20 @@ def test_only_the_attention_matrix_is_quadratic_in_the_tokens(model, tokens, tex
     assert all(many[group] == one[group] for group in ("noise embedding", "AdaLN"))
 
 
+@pytest.mark.verifies("costs.flops")
+@given(models, sizes)
+def test_one_token_more_adds_what_one_token_takes_however_many_there_are(model, tokens):
+    """To the last operation: floats count up to 2^53, four calls of the 7B model at 720p."""
+    one, before, after = (flops_of(model, n, 1) for n in (1, tokens, tokens + 1))
+    assert after["MLP"] - before["MLP"] == one["MLP"]
+
+
 true_flops = costs.flops
+
+
+@impostor("costs.flops", "counted in floats, which lose small terms beside large ones")
+def flops_in_floats(tokens, text_tokens, **sizes):
+    return {group: float(number) for group, number in true_flops(tokens, text_tokens, **sizes).items()}
 
 
 @impostor("costs.flops", "the attention matrix once: only QK, or only AV")
@@ -407,6 +499,13 @@ def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 matrices = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@pytest.mark.verifies("costs.training_bytes", "costs.stored_activations", by="point")
+def test_a_device_of_64_holds_4_4_gigabytes_of_the_14b_model_and_a_device_of_8_39_of_its_activations():
+    """The paper: 280 GB / 64 and 310 GB / 8, about 40."""
+    assert costs.training_bytes(14_000_000_000) / 64 == 4.375e9
+    assert round(costs.stored_activations(56_320, 1, 5120, 36, 2) / 8 / 1e9) == 39
 
 
 @pytest.mark.verifies("costs.training_bytes", by="point")

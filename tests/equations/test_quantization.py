@@ -98,12 +98,15 @@ def bound_without_shift(z, levels, margin):
     return bound_with(shift=torch.zeros_like)(z, levels, margin)
 
 
-@impostor("quantization.fsq_bound", "tan for artanh, as the paper's listing has it: zero is a little off")
+@impostor(
+    "quantization.fsq_bound",
+    "tan for artanh, as the paper's listing and its authors' notebook have it: zero is a little off",
+)
 def bound_with_tan(z, levels, margin):
     return bound_with(shift=torch.tan)(z, levels, margin)
 
 
-@impostor("quantization.fsq_bound", "1 - eps, as the paper's listing has it: no finite number reaches an end level")
+@impostor("quantization.fsq_bound", "1 - eps, as that listing has it: the range ends short of its end levels")
 def bound_with_a_narrower_range(z, levels, margin):
     return bound_with(reach=lambda L, margin: (L - 1) * (1 - margin) / 2)(z, levels, margin)
 
@@ -190,6 +193,11 @@ def round_down(x):
     return x + (torch.floor(x) - x).detach()
 
 
+@impostor("quantization.fsq_round", "halves upwards, as at school: a half of all halves is a level too high")
+def round_half_up(x):
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
 @impostor("quantization.fsq_round", "halves, as if the number of levels were always even")
 def round_to_halves(x):
     return x + (torch.floor(x) + 0.5 - x).detach()
@@ -250,6 +258,39 @@ def test_the_gradient_is_that_of_the_bound(levels, seed):
     above, below = (quantization.fsq_bound(z.detach() + step, levels, MARGIN) for step in (h, -h))
     slope = (above - below) / (2 * h) / torch.tensor([L // 2 for L in levels])
     torch.testing.assert_close(gradient, slope, rtol=0, atol=1e-8)  # h^2 times a third derivative of at most ten
+
+
+@pytest.mark.verifies("quantization.fsq_quantize")
+@given(vocabularies, seeds, st.sampled_from([torch.bfloat16, torch.float16]))
+def test_half_precision_says_a_number_less_finely_but_its_code_is_that_of_the_number_said(levels, seed, dtype):
+    z = (2 * normal(seed, 2000, len(levels))).to(dtype)
+    code = quantization.fsq_quantize(z, levels, MARGIN)
+    assert code.dtype == dtype
+    assert torch.equal(code, quantization.fsq_quantize(z.double(), levels, MARGIN).to(dtype))
+
+
+@pytest.mark.verifies("quantization.fsq_quantize")
+@given(vocabularies, st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+def test_the_largest_numbers_there_are_get_the_end_levels(levels, dtype):
+    ends = torch.finfo(dtype)
+    z = torch.tensor([[ends.min], [ends.max]], dtype=dtype).expand(-1, len(levels))
+    expected = torch.stack([integers(L)[[0, -1]] / (L // 2) for L in levels], dim=-1)
+    assert torch.equal(quantization.fsq_quantize(z, levels, MARGIN), expected.to(dtype))
+
+
+@impostor(
+    "quantization.fsq_quantize", "in the precision of the encoder: in bfloat16 one number in a hundred changes level"
+)
+def quantize_in_the_precision_of_the_encoder(z, levels, margin):
+    return quantization.fsq_round(quantization.fsq_bound(z, levels, margin)) / (z.new_tensor(levels) // 2)
+
+
+@impostor("quantization.fsq_quantize", "tanh written with exponentials, which overflow")
+def quantize_with_exponentials(z, levels, margin):
+    L = z.new_tensor(levels)
+    a, o = (L - 1) * (1 + margin) / 2, (1 - L % 2) / 2
+    up, down = torch.exp(z + torch.atanh(o / a)), torch.exp(-z - torch.atanh(o / a))
+    return quantization.fsq_round(a * (up - down) / (up + down) - o) / (L // 2)
 
 
 @impostor("quantization.fsq_quantize", "only rounded: the encoder gets no gradient")
@@ -333,7 +374,10 @@ def index_with_equal_levels(code, levels):
     return _index(code, levels, [levels[0] ** k for k in range(len(levels))])
 
 
-@impostor("quantization.fsq_index", "digits cut off instead of rounded: some thirds come out one too low")
+@impostor(
+    "quantization.fsq_index",
+    "digits cut off instead of rounded: some thirds come out one too low",
+)
 def index_cut_off(code, levels):
     return _index(code, levels, rounding=torch.trunc)
 
@@ -370,7 +414,7 @@ def test_first_zero_and_last_code_of_cosmos():
 
 
 @pytest.mark.verifies("quantization.fsq_code", "quantization.fsq_index")
-@given(vocabularies, st.sampled_from([torch.float64, torch.float32]))
+@given(vocabularies, st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
 def test_the_number_of_a_numbers_code_is_that_number(levels, dtype):
     index = torch.arange(math.prod(levels))
     code = quantization.fsq_code(index, levels, dtype)
@@ -424,6 +468,13 @@ def code_with_places_one_too_far(index, levels, dtype):
 @impostor("quantization.fsq_code", "divided by (L - 1) / 2")
 def code_by_the_half_width(index, levels, dtype):
     return _code(index, levels, places(levels), half=lambda L: (L - 1) / 2, dtype=dtype)
+
+
+@impostor("quantization.fsq_code", "the number divided by floats: the digit of a large number depends on rounding")
+def code_through_floats(index, levels, dtype):
+    L, worth = torch.tensor(levels), torch.tensor(places(levels))
+    digits = torch.floor(index[..., None].to(dtype) / worth) % L
+    return ((digits - L // 2) / (L // 2)).to(dtype)
 
 
 @impostor("quantization.fsq_code", "divided in float32, whatever the codes are wanted in")

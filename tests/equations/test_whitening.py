@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from cosmos_ref.equations import whitening
 from tests.impostors import impostor
@@ -24,6 +25,87 @@ def fitted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Axes, and mean and standard deviation of the coordinates along them."""
     axes = torch.linalg.eigh(covariance(x)).eigenvectors.T[-C:]  # not `principal_axes`: judged on its own
     return axes, (x @ axes.T).mean(dim=0), (x @ axes.T).std(dim=0, correction=0)
+
+
+# --- standardize, unstandardize
+
+
+@pytest.mark.verifies("whitening.standardize", by="point")
+def test_standardize_by_hand():
+    z = torch.tensor([3.0, -1.0]).double()
+    standard = whitening.standardize(z, z.new_tensor([1.0, 1.0]), z.new_tensor([4.0, 0.5]))
+    assert standard.tolist() == [0.5, -4.0]
+
+
+@pytest.mark.verifies("whitening.standardize")
+@given(seeds, st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
+def test_neither_the_unit_nor_the_zero_of_a_scale_is_left(seed, zero, unit):
+    """Latents in another unit, measured from another zero, have other statistics and the same standard numbers."""
+    z = normal(seed, 50, C)
+    moved = unit * z + zero
+    plain, again = (whitening.standardize(x, x.mean(dim=0), x.std(dim=0)) for x in (z, moved))
+    torch.testing.assert_close(again, plain, rtol=0, atol=1e-7)  # a mean a million deviations away costs ten digits
+
+
+@pytest.mark.verifies("whitening.standardize")
+@given(seeds)
+def test_each_channel_and_frame_has_statistics_of_its_own(seed):
+    """As for Cosmos' latents, `B C t h w`, whose first latent frame is unlike the others."""
+    scale, shift = normal(seed + 1, C, 4, 1, 1).exp(), normal(seed + 2, C, 4, 1, 1)
+    z = normal(seed, 5, C, 4, 3, 3) * scale + shift
+    mean, std = z.mean(dim=(0, 3, 4)), z.std(dim=(0, 3, 4), correction=0)
+    standard = whitening.standardize(z, mean[..., None, None], std[..., None, None])
+    torch.testing.assert_close(standard.mean(dim=(0, 3, 4)), torch.zeros(C, 4).double(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(standard.square().mean(dim=(0, 3, 4)), torch.ones(C, 4).double(), rtol=0, atol=1e-10)
+
+
+@impostor("whitening.standardize", "divided by the variance")
+def standardize_by_variance(z, mean, std):
+    return (z - mean) / std**2
+
+
+@impostor("whitening.standardize", "divided before the mean is taken away")
+def standardize_scaled_first(z, mean, std):
+    return z / std - mean
+
+
+@impostor("whitening.standardize", "one mean and one deviation for all channels and frames")
+def standardize_as_a_whole(z, mean, std):
+    return (z - mean.mean()) / std.mean()
+
+
+@impostor("whitening.standardize", "an epsilon against a zero deviation, which no latent has")
+def standardize_with_epsilon(z, mean, std):
+    return (z - mean) / (std + 1e-5)
+
+
+@pytest.mark.verifies("whitening.unstandardize", by="point")
+def test_unstandardize_by_hand():
+    z = torch.tensor([0.5, -4.0]).double()
+    assert whitening.unstandardize(z, z.new_tensor([1.0, 1.0]), z.new_tensor([4.0, 0.5])).tolist() == [3.0, -1.0]
+
+
+@pytest.mark.verifies("whitening.unstandardize", "whitening.standardize")
+@given(seeds)
+def test_latents_come_back_from_their_standard_numbers(seed):
+    z, mean, std = normal(seed, 7, C), normal(seed + 1, C), normal(seed + 2, C).exp()
+    back = whitening.unstandardize(whitening.standardize(z, mean, std), mean, std)
+    torch.testing.assert_close(back, z, rtol=0, atol=1e-10)
+
+
+@impostor("whitening.unstandardize", "the forward way once more")
+def unstandardize_forwards(z, mean, std):
+    return (z - mean) / std
+
+
+@impostor("whitening.unstandardize", "shifted before it is scaled")
+def unstandardize_shifted_first(z, mean, std):
+    return (z + mean) * std
+
+
+@impostor("whitening.unstandardize", "the mean forgotten")
+def unstandardize_without_mean(z, mean, std):
+    return z * std
 
 
 # --- principal_axes
@@ -83,6 +165,24 @@ def test_the_largest_entry_of_each_axis_is_positive(seed):
     assert torch.equal(axes.amax(dim=1), axes.abs().amax(dim=1))
 
 
+@pytest.mark.verifies("whitening.principal_axes")
+@given(seeds)
+def test_rounding_does_not_turn_an_axis_round(seed):
+    """(1, 1) and (1, -1) have no largest entry but by rounding, and rounding differs between machines."""
+    sigma = torch.tensor([[2.0, 1.0], [1.0, 2.0]]).double()
+    error = 1e-12 * normal(seed, 2, 2)
+    axes = whitening.principal_axes(sigma + error + error.T, 2)
+    torch.testing.assert_close(axes, whitening.principal_axes(sigma, 2), rtol=0, atol=1e-10)
+
+
+@impostor(
+    "whitening.principal_axes",
+    "sign of the entry that is largest to the last bit, as scikit-learn does: rounding decides",
+)
+def axes_signed_to_the_last_bit(covariance, channels):
+    return signed(torch.linalg.eigh(covariance).eigenvectors.T.flip(0)[:channels])
+
+
 @impostor("whitening.principal_axes", "smallest variance first, as eigh returns it")
 def axes_in_the_order_of_eigh(covariance, channels):
     return signed(torch.linalg.eigh(covariance).eigenvectors.T[:channels])
@@ -132,6 +232,11 @@ def whiten_by_variance(x, axes, mean, std):
     return (x @ axes.T - mean) / std**2
 
 
+@impostor("whitening.whiten", "only turned and centred: one channel a hundred times as large as another")
+def whiten_without_scale(x, axes, mean, std):
+    return x @ axes.T - mean
+
+
 @impostor("whitening.whiten", "scaled before it is centred")
 def whiten_scaled_first(x, axes, mean, std):
     return x @ axes.T / std - mean
@@ -168,6 +273,11 @@ def test_a_point_comes_back_as_the_nearest_one_on_the_subspace(seed):
 @impostor("whitening.unwhiten", "shifted before it is scaled")
 def unwhiten_shifted_first(z, axes, mean, std):
     return (z + mean) * std @ axes
+
+
+@impostor("whitening.unwhiten", "divided by the deviation, as on the way there")
+def unwhiten_divided(z, axes, mean, std):
+    return (z / std + mean) @ axes
 
 
 @impostor("whitening.unwhiten", "the mean forgotten")

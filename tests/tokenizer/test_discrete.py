@@ -193,8 +193,6 @@ def test_numbers_in_bfloat16_are_quantized_in_float32():
     indices = tokenizer.encode(torch.zeros(1, 3, 1, 8, 8).bfloat16())
     last = rearrange(z, "B D t h w -> B t h w D")
     assert torch.equal(indices, fsq_index(fsq_quantize(last.float(), LEVELS, FSQ_MARGIN), LEVELS))
-    careless = fsq_index(fsq_quantize(last, LEVELS, FSQ_MARGIN), LEVELS)
-    assert (indices != careless).float().mean() > 1e-3
     assert tokenizer.quantize(torch.zeros(1, 3, 1, 8, 8).bfloat16()).dtype == torch.bfloat16
 
 
