@@ -6,6 +6,9 @@ every noise level:
 
 $$D_\theta(x; \sigma) = c_\text{skip}(\sigma)\, x
   + c_\text{out}(\sigma)\, F_\theta(c_\text{in}(\sigma)\, x;\ c_\text{noise}(\sigma)).$$
+
+Coefficients are computed in float32 at least: the square of 256 is infinite in float16, and bfloat16 rounds at every
+operation. What multiplies x comes back in the precision of sigma; what is told or weighed stays in float32.
 """
 
 import torch
@@ -24,7 +27,7 @@ def c_skip(sigma: Sigma, sigma_data: float) -> Sigma:
 
     $$c_\text{skip}(\sigma) = \frac{\sigma_\text{data}^2}{\sigma^2 + \sigma_\text{data}^2}$$
     """
-    return sigma_data**2 / (sigma**2 + sigma_data**2)
+    return (sigma_data**2 / (_wide(sigma) ** 2 + sigma_data**2)).to(sigma)
 
 
 @equation("edm.c_out", source=_TABLE_1)
@@ -33,7 +36,7 @@ def c_out(sigma: Sigma, sigma_data: float) -> Sigma:
 
     $$c_\text{out}(\sigma) = \frac{\sigma\, \sigma_\text{data}}{\sqrt{\sigma^2 + \sigma_\text{data}^2}}$$
     """
-    return sigma * sigma_data / (sigma**2 + sigma_data**2).sqrt()
+    return (_wide(sigma) * sigma_data / (_wide(sigma) ** 2 + sigma_data**2).sqrt()).to(sigma)
 
 
 @equation("edm.c_in", source=_TABLE_1)
@@ -42,7 +45,7 @@ def c_in(sigma: Sigma, sigma_data: float) -> Sigma:
 
     $$c_\text{in}(\sigma) = \frac{1}{\sqrt{\sigma^2 + \sigma_\text{data}^2}}$$
     """
-    return 1 / (sigma**2 + sigma_data**2).sqrt()
+    return (1 / (_wide(sigma) ** 2 + sigma_data**2).sqrt()).to(sigma)
 
 
 @equation("edm.c_noise", source=_TABLE_1)
@@ -51,7 +54,7 @@ def c_noise(sigma: Sigma) -> Sigma:
 
     $$c_\text{noise}(\sigma) = \tfrac{1}{4} \ln \sigma$$
     """
-    return 0.25 * torch.log(sigma)
+    return 0.25 * torch.log(_wide(sigma))
 
 
 @equation("edm.denoise", source="Karras et al. 2022 (arXiv 2206.00364), Eq. 7; Cosmos (arXiv 2501.03575), Sec. 5.1")
@@ -84,11 +87,9 @@ def loss_weight(sigma: Sigma, sigma_data: float) -> Sigma:
     r"""Weight of the denoising error that makes every noise level count the same at initialisation.
 
     $$\lambda(\sigma) = \frac{\sigma^2 + \sigma_\text{data}^2}{(\sigma\, \sigma_\text{data})^2}
-      = \frac{1}{\sigma^2} + \frac{1}{\sigma_\text{data}^2} = \frac{1}{c_\text{out}(\sigma)^2}$$
-
-    Computed as the sum: in half precision the squares of the fraction overflow from sigma 256 on.
+      = \frac{1}{c_\text{out}(\sigma)^2}$$
     """
-    return (1 / sigma) ** 2 + (1 / sigma_data) ** 2
+    return (_wide(sigma) ** 2 + sigma_data**2) / (_wide(sigma) * sigma_data) ** 2
 
 
 @equation("edm.scale_latents", source="Cosmos code: encode and decode; Karras et al. 2022, Table 1, sigma_data")
@@ -107,3 +108,8 @@ def unscale_latents(x0: Float[Tensor, "*S"], sigma_data: float) -> Float[Tensor,
     $$z = x_0 / \sigma_\text{data}$$
     """
     return x0 / sigma_data
+
+
+def _wide(sigma: Sigma) -> Sigma:
+    """The level in float32, or as it is where it is more precise."""
+    return sigma.to(torch.promote_types(sigma.dtype, torch.float32))

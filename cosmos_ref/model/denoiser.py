@@ -133,13 +133,3 @@ Denoiser = Text2WorldDenoiser | Video2WorldDenoiser
 def weights_dtype(network: CosmosDiT) -> torch.dtype:
     """The precision of the network's weights."""
     return network.patch_embedding.weight.dtype
-
-
-def scale_latents(latents: Latents, sigma_data: float) -> Latents:
-    """The tokenizer's latents (unit variance) at the standard deviation the diffusion works with."""
-    return latents * sigma_data
-
-
-def unscale_latents(x: Latents, sigma_data: float) -> Latents:
-    """The way back to the tokenizer: undoes `scale_latents`."""
-    return x / sigma_data

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import cosmos_ref
 from cosmos_ref.config import ModelConfig
-from cosmos_ref.model.denoiser import Text2WorldDenoiser, Video2WorldDenoiser, scale_latents, unscale_latents
+from cosmos_ref.model.denoiser import Text2WorldDenoiser, Video2WorldDenoiser
 from cosmos_ref.model.dit import CosmosDiT
 from tests.blocks.filled import filled
 from tests.strategies import normal, seeds
@@ -197,16 +197,7 @@ def test_with_no_frame_given_it_is_the_text2world_network(video2world, seed, sig
 # --- scale and precision
 
 
-@given(seed=seeds, sigma_data=st.floats(0.1, 2))
-def test_unit_latents_are_scaled_to_what_preconditioning_expects(seed, sigma_data):
-    """Without noise, c_in takes scaled latents back to unit variance: 1 / sigma_data."""
-    latents = noisy(seed)
-    scaled = scale_latents(latents, sigma_data)
-    torch.testing.assert_close(scaled / math.sqrt(0 + sigma_data**2), latents, **EXACT)
-    torch.testing.assert_close(unscale_latents(scaled, sigma_data), latents, **EXACT)
-
-
-def test_sigma_data_multiplies_in_the_equations_and_in_one_other_place():
+def test_sigma_data_multiplies_nowhere_but_in_the_equations():
     """Latents scaled twice, or by another hand, look fine and learn badly."""
     places = set()
     package = Path(cosmos_ref.__file__).parent
@@ -216,7 +207,7 @@ def test_sigma_data_multiplies_in_the_equations_and_in_one_other_place():
                 names = {getattr(side, "id", getattr(side, "attr", None)) for side in (node.left, node.right)}
                 if "sigma_data" in names:
                     places.add(path.relative_to(package).as_posix())
-    assert places == {"equations/edm.py", "model/denoiser.py"}
+    assert places == {"equations/edm.py", "equations/forms.py"}
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.1, 1.0, 80.0])
