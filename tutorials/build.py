@@ -18,8 +18,8 @@ from pathlib import Path
 import jupytext
 import nbclient
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from PIL import Image
+from traitlets.config import Config
 
 HERE = Path(__file__).parent
 LANGUAGES = {"en": HERE, "pt": HERE / "pt"}
@@ -83,13 +83,15 @@ def execute(source: Path, size: str) -> list[dict]:
             "PYTHONHASHSEED": "0",
             "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
-        manager = AsyncKernelManager(kernel_name="python3")
+        config = Config()
         if os.name == "posix":  # files, not ports: nobody else can listen, and builds side by side do not meet
-            manager.transport, manager.ip = "ipc", f"{folder}/kernel"
+            config.KernelManager.update({"transport": "ipc", "ip": f"{folder}/kernel"})
         client = nbclient.NotebookClient(
             notebook,
-            km=manager,
+            config=config,
+            kernel_name="python3",
             timeout=LIMIT_SECONDS,
+            startup_timeout=LIMIT_SECONDS,
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
@@ -127,7 +129,7 @@ def in_few_colours(output: dict) -> dict:
         return output
     image = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).convert("RGB")
     written = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)
+    image.quantize(64, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)
     return output | {"data": output["data"] | {"image/png": base64.b64encode(written.getvalue()).decode() + "\n"}}
 
 
