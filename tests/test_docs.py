@@ -1,14 +1,13 @@
 """The site builds without a warning, in both languages, and fetches nothing from elsewhere."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
 from cosmos_ref.traceability import EQUATIONS
+from tests.site import built_site
 
 ROOT = Path(__file__).parent.parent
 LANGUAGES = {"en": "", "pt": "pt"}  # folder of the sources, folder of the site
@@ -19,15 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The built site."""
-    target = tmp_path_factory.mktemp("site")
-    build = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", target],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert build.returncode == 0, build.stdout + build.stderr
-    return target
+    return built_site(tmp_path_factory)
 
 
 def pages(site: Path) -> list[Path]:
