@@ -75,6 +75,7 @@ def mixture_denoiser(
     r"""The perfect denoiser of a mixture of M Gaussians: that of one Gaussian, around the mean to be expected at x.
 
     $$D^*(x; \sigma) = \bar\mu + \frac{s^2}{\sigma^2 + s^2}\, (x - \bar\mu), \qquad \bar\mu = \sum_m r_m\, \mu_m,$$
+
     $$r = \operatorname{softmax}_m\!\left(\ln w_m - \frac{\lVert x - \mu_m \rVert^2}{2 (\sigma^2 + s^2)}\right)$$
 
     $r_m$ is the probability that x came from blob m. With $s = 0$ the data are M points, as a finite training set is.
