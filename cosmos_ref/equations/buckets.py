@@ -1,6 +1,5 @@
 """Clips of many shapes: the size that a clip is brought to, and what fills the rest of the frame."""
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -20,14 +19,20 @@ def nearest_bucket(height: int, width: int, sizes: Sequence[tuple[int, int]]) ->
 
     $$\arg\min_{(h, w)} \left|\, \ln \frac{W}{H} - \ln \frac wh \,\right|$$
 
-    Once a clip is fitted into its bucket, $e^{-|\dots|}$ of the frame is real: the nearest is padded least.
+    Once a clip is fitted into its bucket, $e^{-|\dots|}$ of the frame is real: the nearest is padded least. Compared in
+    fractions, as $e^{|\dots|}$, so that rounding does not decide between equally near ones.
 
     Args:
         height: of the clip, in pixels.
         width: of the clip, in pixels.
         sizes: of the buckets, each (height, width); their own ratio counts, not the nominal one.
     """
-    return min(sizes, key=lambda size: abs(math.log(width * size[0] / (height * size[1]))))
+
+    def times_too_wide_or_too_high(size: tuple[int, int]) -> Fraction:
+        ratio = Fraction(width * size[0], height * size[1])
+        return max(ratio, 1 / ratio)
+
+    return min(sizes, key=times_too_wide_or_too_high)
 
 
 @equation("buckets.fit_size", source=_SOURCE + "; code of Cosmos-Transfer1: largest side")
