@@ -231,6 +231,14 @@ def test_single_precision_keeps_the_velocity_at_any_level(level, seed):
     assert ((v - expected).abs() / size).max().item() < 4 * EPS
 
 
+@pytest.mark.verifies("forms.velocity")
+@given(sigmas, sigma_datas, seeds)
+def test_each_sample_turns_at_its_own_level(sigma, sigma_data, seed):
+    x0, n = normal(seed, 2, 3, 4), normal(seed + 1, 2, 3, 4)
+    both = forms.velocity(x0, n, torch.cat([sigma, 2 * sigma]), sigma_data)
+    assert torch.equal(both[1:], forms.velocity(x0[1:], n[1:], 2 * sigma, sigma_data))
+
+
 @impostor("forms.velocity", "by way of the network target: what is left of the noise in x, magnified")
 def velocity_by_subtraction(x0, noise, sigma, sigma_data):
     level = expand_like(sigma, x0)
@@ -258,6 +266,11 @@ def velocity_with_exchanged_weights(x0, noise, sigma, sigma_data):
 def velocity_is_the_network_target(x0, noise, sigma, sigma_data):
     level = expand_like(sigma, x0)
     return (level * x0 / sigma_data - sigma_data * noise) / (level**2 + sigma_data**2).sqrt()
+
+
+@impostor("forms.velocity", "one level for the whole batch")
+def velocity_at_the_first_level(x0, noise, sigma, sigma_data):
+    return (sigma_data * noise - sigma[0] * x0 / sigma_data) / (sigma[0] ** 2 + sigma_data**2).sqrt()
 
 
 # --- noise_loss_weight

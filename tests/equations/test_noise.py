@@ -134,6 +134,11 @@ def test_shifts_for_a_and_b_frames_make_the_shift_for_a_times_b(sigma, a, b):
     torch.testing.assert_close(in_two_steps, noise.video_noise_shift(sigma, a * b), rtol=1e-12, atol=0)
 
 
+@impostor("noise.video_noise_shift", "divided: videos taken for the harder riddle")
+def shift_downwards(sigma, latent_frames):
+    return sigma / latent_frames**0.5
+
+
 @impostor("noise.video_noise_shift", "the frame count without its root")
 def shift_without_root(sigma, latent_frames):
     return sigma * latent_frames
@@ -210,3 +215,39 @@ def karras_with_a_level_too_many(num_steps, sigma_min, sigma_max, rho):
 def karras_linear(num_steps, sigma_min, sigma_max, rho):
     s = torch.linspace(sigma_max, sigma_min, num_steps, dtype=torch.float64)
     return torch.cat([s, s.new_zeros(1)])
+
+
+@impostor("noise.karras_sigmas", "no zero at the end: N entries, N - 1 steps, and sigma_min left in the video")
+def karras_without_zero(num_steps, sigma_min, sigma_max, rho):
+    s = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps, dtype=torch.float64)
+    return s**rho
+
+
+@impostor("noise.karras_sigmas", "the zero among the N levels, so that there are only N - 1 steps")
+def karras_with_the_zero_counted(num_steps, sigma_min, sigma_max, rho):
+    s = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), max(num_steps - 1, 2), dtype=torch.float64)
+    return torch.cat([s**rho, s.new_zeros(1)])
+
+
+@impostor("noise.karras_sigmas", "evenly spaced in the logarithm: rho infinite")
+def karras_geometric(num_steps, sigma_min, sigma_max, rho):
+    s = torch.linspace(math.log(sigma_max), math.log(sigma_min), num_steps, dtype=torch.float64).exp()
+    return torch.cat([s, s.new_zeros(1)])
+
+
+@impostor("noise.karras_sigmas", "rho 7 written into the formula")
+def karras_for_seven(num_steps, sigma_min, sigma_max, rho):
+    s = torch.linspace(sigma_max ** (1 / 7), sigma_min ** (1 / 7), num_steps, dtype=torch.float64) ** 7
+    return torch.cat([s, s.new_zeros(1)])
+
+
+@impostor("noise.karras_sigmas", "computed in single precision: the seventh power of a root's rounding is seen")
+def karras_in_single_precision(num_steps, sigma_min, sigma_max, rho):
+    s = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps, dtype=torch.float32) ** rho
+    return torch.cat([s, s.new_zeros(1)]).double()
+
+
+def test_an_empty_batch_has_no_levels_and_no_noise():
+    none, x0 = torch.zeros(0), torch.zeros(0, 3, 4)
+    assert noise.add_noise(x0, x0, none).shape == (0, 3, 4)
+    assert noise.log_normal_sigma(none, 0.0, 1.0).shape == noise.video_noise_shift(none, 16).shape == (0,)
