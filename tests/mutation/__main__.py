@@ -178,7 +178,7 @@ def main() -> None:
     if arguments.command == "show":
         for module, result in results.items():
             for s in result["survivors"]:
-                console.print(f"{s['outcome']}: {module} {s['function']}\n{s['change']}\n", markup=False)
+                print(f"{s['outcome']}: {module} {s['function']}\n{s['change']}\n")  # as `survivors.yml` wants it
     console.print(table(results))
     if arguments.modules:
         return
