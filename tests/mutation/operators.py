@@ -13,6 +13,8 @@ from cosmic_ray.operators.operator import Example, Operator
 from parso.python.tree import Name, PythonNode, String
 
 NOT_UNWRAPPED = {"range", "zip", "len", "isinstance", "enumerate", "super", "max", "min"}
+COMMUTATIVE = re.compile(r"\b(max|min|maximum|minimum|hypot|logaddexp)$")
+"""Functions whose arguments may change places without changing anything."""
 SEQUENCES = ("arglist", "testlist_comp", "testlist", "testlist_star_expr")
 
 
@@ -136,12 +138,18 @@ def first_argument(call: PythonNode) -> str:
 
 def neighbours(node: parso.tree.NodeOrLeaf):
     """Pairs of neighbouring elements that differ."""
-    if node.type not in SEQUENCES:
+    if node.type not in SEQUENCES or (node.type == "arglist" and COMMUTATIVE.search(called(node))):
         return
     places = [i for i, child in enumerate(node.children) if child.type not in ("argument", "operator", "sync_comp_for")]
     for i, j in itertools.pairwise(places):
         if j == i + 2 and node.children[i].get_code().strip() != node.children[j].get_code().strip():
             yield i, j
+
+
+def called(arguments: parso.tree.NodeOrLeaf) -> str:
+    """Code of what is called with these arguments."""
+    parts = arguments.parent.parent.children if arguments.parent else []
+    return "".join(part.get_code() for part in parts[: parts.index(arguments.parent)]) if parts else ""
 
 
 def axis_swaps(node: parso.tree.NodeOrLeaf):
