@@ -598,29 +598,26 @@ def causal_pad(axes, *functions):
 @picture(
     "wavelets.haar_3d",
     "haar_orthonormal",
-    en="A picture (left) and its four bands: the mean, and the differences across, down and along both. The "
-    "low band is "
-    "as bright as the picture, in the first four; in the last four it is twice as bright:",
-    pt="Uma imagem (à esquerda) e as suas quatro bandas: a média e as diferenças na horizontal, na vertical e "
-    "em ambas. A "
-    "banda baixa é tão clara como a imagem, nas quatro primeiras; nas quatro últimas é duas vezes mais clara:",
-    size=(6.4, 1.6),
+    en="A picture (left) and its four bands: the mean, and the differences across, down and along both. Above, the low "
+    "band is as bright as the picture; below, twice as bright:",
+    pt="Uma imagem (à esquerda) e as suas quatro bandas: a média e as diferenças na horizontal, na vertical e em ambas. "
+    "Em cima, a banda baixa é tão clara como a imagem; em baixo, duas vezes mais clara:",
+    size=(5.0, 2.2),
 )
 def haar_3d(axes, *functions):
-    size, gap = 32, 4
+    size, step = 32, 36
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     clip = (0.2 + 0.5 * ((x**2 + y**2) < 0.5) + 0.2 * (x > y) - 0.1 * (torch.arange(size) % 4 < 2)).double()
-    tiles = [clip]
-    for function in functions:
+    sheet = torch.full((2 * (step + 5) - 9, 5 * step - 4), float("nan"), dtype=torch.float64)
+    for row, function in enumerate(functions):
         bands = function(clip.reshape(1, 1, 1, size, size), (0, 1, 1))[0, :, 0]
-        tiles += [torch.nn.functional.interpolate(b[None, None], size=size)[0, 0] for b in bands]
-    wide = torch.full((size, len(tiles) * (size + gap) - gap), float("nan"), dtype=torch.float64)
-    for number, tile in enumerate(tiles):
-        wide[:, number * (size + gap) : number * (size + gap) + size] = tile
-    axes.imshow(wide, cmap="gray", vmin=-0.6, vmax=1.6, interpolation="nearest")
-    for start, number in ((1, 0), (5, 1)):
-        middle = [(start + i) * (size + gap) + size / 2 for i in (0, 3)]
-        axes.plot([middle[0] - size / 2, middle[1] + size / 2], [size + 3, size + 3], **style(number))
+        tiles = [clip, *torch.nn.functional.interpolate(bands[None], size=size)[0]]
+        top = row * (step + 5)
+        for column, tile in enumerate(tiles):
+            sheet[top : top + size, column * step : column * step + size] = tile
+        axes.plot([step, 5 * step - 5], [top + size + 2] * 2, **style(row))
+    axes.imshow(sheet, cmap="gray", vmin=-0.6, vmax=1.6, interpolation="nearest")
+    axes.set_ylim(2 * (step + 5) - 4, -1)
     axes.axis("off")
     axes.figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
 

@@ -32,6 +32,7 @@ STYLE = {
     "svg.fonttype": "path",
     "mathtext.fontset": "cm",
     "font.size": 9,
+    "axes.labelsize": 12,  # letters of mathematics, which are small
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -63,7 +64,7 @@ def figure(id: str, language: str) -> str:
     for number, name in enumerate(picture.wrong, start=2):
         (proof,) = [p for p in evidence.read_proofs(ROOT)[id] if p.kind == "impostor" and p.name == name]
         legend.append(f'<span class="line-{number}">{marked(claim(proof, language))}</span>')
-    caption = f"{picture.caption[language]} {'; '.join(legend)}."
+    caption = f"{picture.caption[language]} {''.join(legend)}"
     svg = drawn(id).replace("<svg ", f'<svg role="img" aria-label="{id}" ', 1)
     return f'<figure class="picture">\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>'
 
@@ -75,7 +76,7 @@ def drawn(id: str) -> str:
     functions = {impostor.function.__name__: impostor.function for impostor in IMPOSTORS if impostor.id == id}
     with matplotlib.rc_context(STYLE):
         canvas = Figure(figsize=picture.size)  # a layout that measures its text would take twice the time
-        canvas.subplots_adjust(left=0.12, right=0.96, bottom=0.5 / picture.size[1], top=0.95)
+        canvas.subplots_adjust(left=0.12, right=0.96, bottom=0.46 / picture.size[1], top=0.95)
         picture.draw(canvas.subplots(), EQUATIONS[id].function, *(functions[name] for name in picture.wrong))
         file = io.StringIO()
         canvas.savefig(file, format="svg", metadata={"Date": None})

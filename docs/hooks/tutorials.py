@@ -68,14 +68,24 @@ def page_of(notebook: dict, name: str, language: str) -> tuple[str, dict[str, by
                 pictures[file] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![{words['picture'].format(heading=heading)}]({UP}{SERVED}/{file})")
             else:
-                parts.append(fenced("".join(data["text/plain"]).rstrip("\n"), "text"))
+                parts.append(fenced("".join(data["text/plain"]).rstrip("\n"), "{ .text .output }"))
     return "\n\n".join(parts) + "\n", pictures
 
 
 def within_the_docs(prose: str, language: str) -> str:
     """Prose whose links start from the docs, not from the notebook: `../docs/en/equations/edm.md`, `02_name.ipynb`."""
     prose = re.sub(rf"\]\((?:\.\./)+docs/{language}/", "](../", prose)
-    return re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.md", prose)
+    prose = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.md", prose)
+    return re.sub(
+        r"^\*(?:Held by|Garantido por)\*.*?(?=\n\n|\Z)", r"\g<0>\n{ .held }", prose, flags=re.DOTALL | re.MULTILINE
+    )
+
+
+def on_page_content(html, page, config, files):
+    """Let the browser break the names of tests between their words."""
+    return re.sub(
+        r"(?<=<code>)tests/[^<]*(?=</code>)", lambda name: re.sub(r"(?<=[/_:])(?=\w)", "<wbr>", name[0]), html
+    )
 
 
 def plain(heading: str) -> str:

@@ -108,7 +108,7 @@ def shown(id: str, language: str) -> str:
     again = f"{words['again']}{words['colon']}<code>cosmos-ref equations --test {id}</code>"
     lines = [f"<p>{marked(words['source'].format(source=EQUATIONS[id].source))}</p>"]
     lines += [f'<details class="{kind}"{" open" if kind == "failure" else ""}><summary>{title}</summary>']
-    lines += [f"<p>{run} {again}</p>", '<table class="evidence">']
+    lines += [f"<p>{run}<br>{again}</p>", '<table class="evidence">']
     for group, heading in words["groups"].items():
         rows = [proof for proof in proofs if (proof.kind if proof.kind in words["groups"] else "law") == group]
         if rows:
