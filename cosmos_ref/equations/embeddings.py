@@ -25,7 +25,7 @@ def sinusoidal(c_noise: Float[Tensor, "B"], width: int) -> Float[Tensor, "B D"]:
     c = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32))
     exponent = torch.arange(0, width, 2, dtype=c.dtype, device=c.device) / width
     angles = c[:, None] * torch.exp(-math.log(10000) * exponent)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(c_noise)
+    return torch.cat([angles.cos(), angles.sin()], dim=1).to(c_noise)
 
 
 @equation(

@@ -23,7 +23,7 @@ def adaln_lora(
     $$[\beta, \gamma, g] = W_2 W_1 \operatorname{SiLU}(e) + A$$
     """
     modulation = nnf.linear(nnf.linear(nnf.silu(noise_embedding), down), up) + shared
-    return modulation.chunk(parts, dim=-1)
+    return modulation.chunk(parts, dim=1)
 
 
 @equation("modulation.layer_norm", source="Ba et al. 2016 (arXiv 1607.06450), Eq. 3; gain and bias come from AdaLN")

@@ -56,10 +56,10 @@ def angles_3d(
     theta_t, theta_h, theta_w = (
         ntk_frequencies(dim, ratio, base, fps.dtype).to(fps) for dim, ratio in zip(dims, ratios, strict=True)
     )
-    t, h, w = positions.to(fps.dtype).unbind(-1)
+    t, h, w = positions.to(fps.dtype).unbind(dim=1)
     t = t / fps[:, None] * base_fps
     angles_t = t[..., None] * theta_t
-    angles_hw = torch.cat([h[:, None] * theta_h, w[:, None] * theta_w], dim=-1)
+    angles_hw = torch.cat([h[:, None] * theta_h, w[:, None] * theta_w], dim=1)
     angles = torch.cat([angles_t, angles_hw.expand(angles_t.shape[0], -1, -1)], dim=-1)
     return torch.cat([angles, angles], dim=-1)
 

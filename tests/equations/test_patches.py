@@ -222,9 +222,10 @@ def positions_from_one(grid, device):
     return torch.cartesian_prod(*[torch.arange(size, device=device) for size in grid]) + 1
 
 
-@impostor("patches.grid_positions", "every position as many times as its patch has pixels in a row")
-def positions_of_pixels(grid, device):
-    return torch.cartesian_prod(*[torch.arange(size, device=device) // 2 * 2 for size in grid])
+@impostor("patches.grid_positions", "counted in latent pixels, two to a token")
+def positions_in_latent_pixels(grid, device):
+    axes = [torch.arange(size, device=device) for size in grid]
+    return torch.cartesian_prod(*axes) * torch.tensor([1, 2, 2], device=device)
 
 
 # --- unpatchify

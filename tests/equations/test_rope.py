@@ -200,6 +200,7 @@ def test_float32_angles_are_right_to_four_roundings_however_far_away(axis, index
     dim, start, position = dims[axis], sum(dims[:axis]) // 2, index * (24 / fps.item() if axis == 0 else 1)
     base = 10000 * SCALES[axis] ** (dim / (dim - 2))
     expected = [position * base ** (-2 * i / dim) for i in range(dim // 2)]
+    assert angles.dtype == torch.float32
     found = angles[start : start + dim // 2].double()
     torch.testing.assert_close(found, found.new_tensor(expected), rtol=2.4e-7, atol=0)
 
@@ -215,13 +216,13 @@ def test_at_24_frames_a_second_a_position_is_the_index_itself(positions, head_di
 
 
 @pytest.mark.verifies("rope.angles_3d")
-def test_a_ratio_too_few_is_refused():
-    refused = False
-    try:
-        rope.angles_3d(torch.zeros(1, 3), torch.ones(1), 16, (1.0, 1.0), 10000.0, 24.0)  # pyright: ignore
-    except ValueError:
-        refused = True
-    assert refused
+def test_a_ratio_too_few_or_too_many_is_refused():
+    for ratios in ((1.0, 1.0), (1.0, 1.0, 1.0, 1.0)):
+        try:
+            rope.angles_3d(torch.zeros(1, 3, dtype=torch.long), torch.ones(1), 16, ratios, 10000.0, 24.0)
+        except ValueError:
+            continue
+        raise AssertionError(f"{len(ratios)} ratios were accepted")
 
 
 @pytest.mark.verifies("rope.angles_3d")
