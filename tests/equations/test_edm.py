@@ -59,7 +59,9 @@ def test_c_skip_is_the_wiener_gain(sigma, sigma_data):
 @given(anywhere, precisions, sigma_datas)
 def test_c_skip_is_rounded_once_in_any_precision(level, dtype, sigma_data):
     level, sigma = held(level, dtype)
-    assert rounded_once(edm.c_skip(sigma, sigma_data), sigma_data**2 / (level**2 + sigma_data**2))
+    value = edm.c_skip(sigma, sigma_data)
+    assert value.dtype == dtype
+    assert rounded_once(value, sigma_data**2 / (level**2 + sigma_data**2))
 
 
 @impostor("edm.c_skip", "standard deviations where variances belong")
@@ -103,7 +105,9 @@ def test_c_out_gives_the_network_target_unit_variance(sigma, sigma_data):
 @given(anywhere, precisions, sigma_datas)
 def test_c_out_is_rounded_once_in_any_precision(level, dtype, sigma_data):
     level, sigma = held(level, dtype)
-    assert rounded_once(edm.c_out(sigma, sigma_data), level * sigma_data / math.hypot(level, sigma_data))
+    value = edm.c_out(sigma, sigma_data)
+    assert value.dtype == dtype
+    assert rounded_once(value, level * sigma_data / math.hypot(level, sigma_data))
 
 
 @impostor("edm.c_out", "the root forgotten")
@@ -139,7 +143,9 @@ def test_c_in_gives_the_network_input_unit_variance(sigma, sigma_data):
 @given(anywhere, precisions, sigma_datas)
 def test_c_in_is_rounded_once_in_any_precision(level, dtype, sigma_data):
     level, sigma = held(level, dtype)
-    assert rounded_once(edm.c_in(sigma, sigma_data), 1 / math.hypot(level, sigma_data))
+    value = edm.c_in(sigma, sigma_data)
+    assert value.dtype == dtype
+    assert rounded_once(value, 1 / math.hypot(level, sigma_data))
 
 
 @impostor("edm.c_in", "the root forgotten")

@@ -1,13 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_ref.equations import losses
+from cosmos_ref.equations import edm, embeddings, exact, losses
 from tests.impostors import impostor
-from tests.strategies import normal, seeds
+from tests.strategies import normal, seeds, sigma_datas, sigmas
 
 frame_counts = st.integers(1, 5)
 positive = st.floats(math.log(1e-3), math.log(1e3)).map(math.exp)
@@ -84,12 +85,111 @@ def error_of_the_batch(D, x0, frame_mask):
     return ((1 - frame_mask) * (D - x0) ** 2).mean().expand(len(D))
 
 
+@impostor("losses.denoising_error", "the mask read the other way round: only given frames count")
+def error_of_the_given_frames(D, x0, frame_mask):
+    return (frame_mask * (D - x0) ** 2).mean(dim=(1, 2, 3, 4))
+
+
+@impostor("losses.denoising_error", "summed over channels and averaged over places")
+def error_summed_over_channels(D, x0, frame_mask):
+    return ((1 - frame_mask) * (D - x0) ** 2).sum(dim=1).mean(dim=(1, 2, 3))
+
+
 @impostor("losses.denoising_error", "absolute instead of squared error")
 def absolute_error(D, x0, frame_mask):
     return ((1 - frame_mask) * (D - x0).abs()).mean(dim=(1, 2, 3, 4))
 
 
+# --- log_variance
+
+
+def features(seed: int, channels: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frequencies, odd multiples of 2 pi, and phases."""
+    odd = 2 * torch.randint(-2, 2, (channels,), generator=torch.Generator().manual_seed(seed)).double() + 1
+    return 2 * math.pi * odd, normal(seed + 1, channels)
+
+
+@pytest.mark.verifies("losses.log_variance", by="point")
+def test_log_variance_of_two_features_by_hand():
+    """A constant feature and one that turns once where c_noise grows by 1: at sigma 1, and half a turn on at e^2."""
+    sigma = torch.tensor([1.0, math.exp(2)]).double()
+    frequencies, phases = torch.tensor([0, 2 * math.pi]).double(), torch.zeros(2).double()
+    u = losses.log_variance(sigma, frequencies, phases, torch.tensor([1.0, 2.0]).double())
+    torch.testing.assert_close(u, u.new_tensor([4.2426406871, -1.4142135624]), rtol=0, atol=1e-9)  # (1 +- 2) sqrt 2
+
+
+@pytest.mark.verifies("losses.log_variance")
+@given(sigmas, seeds)
+def test_untrained_it_is_zero_and_scaled_it_scales(sigma, seed):
+    """Linear in its weights: at zero every noise level counts with lambda alone, and u may take either sign."""
+    frequencies, phases = features(seed)
+    weight = normal(seed + 2, 6)
+    u = losses.log_variance(sigma, frequencies, phases, weight)
+    assert (losses.log_variance(sigma, frequencies, phases, 0 * weight) == 0).all()
+    torch.testing.assert_close(losses.log_variance(sigma, frequencies, phases, -3 * weight), -3 * u, rtol=1e-12, atol=0)
+
+
+@pytest.mark.verifies("losses.log_variance")
+@given(sigmas, seeds)
+def test_it_changes_sign_when_sigma_grows_by_e_squared(sigma, seed):
+    """It sees c_noise = ln(sigma) / 4, and these features make an odd number of half turns where that grows by 1/2."""
+    frequencies, phases = features(seed)
+    weight = normal(seed + 2, 6)
+    u = losses.log_variance(sigma, frequencies, phases, weight)
+    later = losses.log_variance(sigma * math.exp(2), frequencies, phases, weight)
+    torch.testing.assert_close(later, -u, rtol=0, atol=1e-10)
+
+
+@pytest.mark.verifies("losses.log_variance")
+@given(sigmas, seeds)
+def test_each_sample_has_the_log_variance_of_its_level(sigma, seed):
+    frequencies, phases = features(seed)
+    weight = normal(seed + 2, 6)
+    both = losses.log_variance(torch.cat([sigma, 2 * sigma]), frequencies, phases, weight)
+    torch.testing.assert_close(both[1:], losses.log_variance(2 * sigma, frequencies, phases, weight))
+
+
+@impostor("losses.log_variance", "fed with sigma, as the paper's u(sigma) reads")
+def log_variance_of_sigma(sigma, frequencies, phases, weight):
+    return embeddings.fourier_features(sigma, frequencies, phases) @ weight
+
+
+@impostor("losses.log_variance", "fed with the whole logarithm instead of a quarter of it")
+def log_variance_of_the_logarithm(sigma, frequencies, phases, weight):
+    return embeddings.fourier_features(sigma.log(), frequencies, phases) @ weight
+
+
+@impostor("losses.log_variance", "kept positive, as a variance is: but this is its logarithm")
+def log_variance_kept_positive(sigma, frequencies, phases, weight):
+    return torch.nn.functional.softplus(embeddings.fourier_features(edm.c_noise(sigma), frequencies, phases) @ weight)
+
+
+@impostor("losses.log_variance", "the average over the batch for everyone")
+def log_variance_of_the_batch(sigma, frequencies, phases, weight):
+    u = embeddings.fourier_features(edm.c_noise(sigma), frequencies, phases) @ weight
+    return u.mean().expand(len(sigma))
+
+
+@impostor("losses.log_variance", "features without their root of 2, as in a plain cosine layer")
+def log_variance_of_plain_cosines(sigma, frequencies, phases, weight):
+    return torch.cos(edm.c_noise(sigma)[:, None] * frequencies + phases) @ weight
+
+
 # --- uncertainty_weighted
+
+NODES, SHARES = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(6))
+SHARES = SHARES / SHARES.sum()
+"""Six values and probabilities with the moments of a standard normal up to the eleventh: a mean over them is exact."""
+
+
+def settle(loss, start=0.0, steps=100):
+    """Where plain gradient descent takes u, and the loss there. A step is at most 1 long."""
+    u = torch.tensor([start], dtype=torch.float64)
+    for _ in range(steps):
+        u.requires_grad_()
+        (slope,) = torch.autograd.grad(loss(u).sum(), u)
+        u = (u - (0.5 * slope).clamp(-1, 1)).detach()
+    return u, loss(u)
 
 
 @pytest.mark.verifies("losses.uncertainty_weighted", by="point")
@@ -140,6 +240,40 @@ def test_at_the_best_uncertainty_every_noise_level_pulls_alike(L, weight):
     torch.testing.assert_close(slope * L, scalar(1.0), rtol=1e-12, atol=0)
 
 
+@pytest.mark.verifies("losses.uncertainty_weighted")
+@given(sigmas, sigma_datas, st.floats(0.2, 3))
+def test_training_u_finds_the_expected_weighted_error(sigma, sigma_data, std):
+    """Gaussian data and their perfect denoiser, whose error is known: e^u = E[lambda L | sigma], found by descent.
+
+    The errors themselves scatter from 0 to tens of times their mean; it is the mean that u must find.
+    """
+    x0, n = std * NODES[:, None, None], NODES[None, :, None]
+    x = (x0 + sigma * n).reshape(36, 1)
+    D = exact.gaussian_denoiser(x, sigma.expand(36), torch.zeros(1).double(), std).reshape(6, 6, 1)
+    L, chances = ((D - x0) ** 2).reshape(36), torch.outer(SHARES, SHARES).reshape(36)
+    weight = edm.loss_weight(sigma, sigma_data)
+    u, _ = settle(lambda u: (chances * losses.uncertainty_weighted(L, weight, u)).sum())
+    expected = weight * sigma**2 * std**2 / (sigma**2 + std**2)
+    torch.testing.assert_close(u.exp(), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.verifies("losses.uncertainty_weighted")
+@given(positive, positive, st.floats(-20, 20))
+def test_no_uncertainty_whatever_makes_the_loss_smaller_than_one_plus_its_logarithm(L, weight, u):
+    """A floor of 1 + ln(lambda L) under every u: there is a best one, and u does not run away."""
+    value = losses.uncertainty_weighted(scalar(L), scalar(weight), scalar(u))
+    assert value.item() >= 1 + math.log(weight * L) - 1e-12
+
+
+def test_the_seeds_total_loss_has_no_minimum():
+    """lambda L + u falls by as much as u does, for ever: a hundred steps of 0.5 lower it by 50, a hundred more too."""
+    loss = lambda u: uncertainty_of_the_seed(scalar(2.0), scalar(3.0), u)  # noqa: E731
+    u, value = settle(loss)
+    u_later, value_later = settle(loss, start=u.item())
+    assert [u.item(), u_later.item()] == [-50, -100]
+    assert [value.item(), value_later.item()] == [-44, -94]
+
+
 @impostor("losses.uncertainty_weighted", "no division by e^u, as the seed text prints it")
 def uncertainty_of_the_seed(L, loss_weight, logvar):
     return loss_weight * L + logvar
@@ -150,6 +284,16 @@ def uncertainty_of_twice_the_error(L, loss_weight, logvar):
     return 2 * loss_weight * L * torch.exp(-logvar) + logvar
 
 
+@impostor("losses.uncertainty_weighted", "multiplied by e^u instead of divided")
+def uncertainty_with_the_sign_turned(L, loss_weight, logvar):
+    return loss_weight * L * torch.exp(logvar) + logvar
+
+
+@impostor("losses.uncertainty_weighted", "divided by the output of the layer instead of its exponential")
+def uncertainty_as_variance(L, loss_weight, logvar):
+    return loss_weight * L / logvar.abs().clamp(min=1e-6) + logvar
+
+
 @impostor("losses.uncertainty_weighted", "u taken for the logarithm of a standard deviation, as in Kendall's")
 def uncertainty_as_log_std(L, loss_weight, logvar):
     return loss_weight * L * torch.exp(-2 * logvar) / 2 + logvar
@@ -158,3 +302,53 @@ def uncertainty_as_log_std(L, loss_weight, logvar):
 @impostor("losses.uncertainty_weighted", "the price of uncertainty forgotten")
 def uncertainty_for_free(L, loss_weight, logvar):
     return loss_weight * L * torch.exp(-logvar)
+
+
+# --- summed
+
+
+@pytest.mark.verifies("losses.summed", by="point")
+def test_two_samples_of_four_elements_summed_by_hand():
+    assert losses.summed(torch.tensor([1.0, 4.0]).double(), 4).item() == 10.0  # 4 * (1 + 4) / 2
+
+
+@pytest.mark.verifies("losses.summed")
+@given(seeds, st.integers(1, 4))
+def test_summing_counts_u_with_every_element(seed, batch):
+    """Element by element as NVIDIA's code does it: (lambda e^2 / e^u + u) summed over a sample, then the mean."""
+    squares, weight, u = normal(seed, batch, 5) ** 2, normal(seed + 1, batch).exp(), normal(seed + 2, batch)
+    elements = squares * (weight * torch.exp(-u))[:, None] + u[:, None]
+    loss = losses.uncertainty_weighted(squares.mean(dim=1), weight, u)
+    torch.testing.assert_close(losses.summed(loss, 5), elements.sum(dim=1).mean(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.verifies("losses.summed")
+@given(seeds, st.integers(1, 20))
+def test_a_batch_of_equals_costs_as_much_as_one_of_them(seed, elements):
+    one = normal(seed, 1)
+    torch.testing.assert_close(losses.summed(one.expand(7), elements), losses.summed(one, elements))
+
+
+@impostor("losses.summed", "summed over the batch too, so that a larger batch learns faster")
+def summed_over_the_batch(loss, elements):
+    return elements * loss.sum()
+
+
+@impostor("losses.summed", "the mean, as the public post-training configurations have it")
+def summed_is_the_mean(loss, elements):
+    return loss.mean()
+
+
+@impostor("losses.summed", "divided by the number of elements once more, where the mean had done so")
+def summed_the_wrong_way(loss, elements):
+    return loss.mean() / elements
+
+
+# --- edges
+
+
+def test_an_empty_batch_has_no_errors():
+    none, clip = torch.zeros(0), torch.zeros(0, 2, 5, 2, 2)
+    assert losses.denoising_error(clip, clip, torch.zeros(0, 1, 5, 1, 1)).shape == (0,)
+    assert losses.log_variance(none, torch.zeros(6), torch.zeros(6), torch.zeros(6)).shape == (0,)
+    assert losses.uncertainty_weighted(none, none, none).shape == (0,)
