@@ -38,8 +38,8 @@ def refused(function, *args):
 
 
 @pytest.mark.verifies("buckets.nearest_bucket", by="point")
-def test_buckets_of_five_usual_videos():
-    """Full HD, an old television, a telephone upright, a square, and one between 4:3 and 16:9 as it falls."""
+def test_buckets_of_six_videos():
+    """Full HD, an old television, a telephone upright, a square, and two between 4:3 and 16:9."""
     videos = [(1080, 1920), (480, 640), (1920, 1080), (500, 500), (1000, 1570), (1000, 1580)]
     chosen = [buckets.nearest_bucket(*video, LARGE) for video in videos]
     # the middle of 960/704 and 1280/704 in the logarithm is their geometric mean 1.5746; the plain one is 1.5909
@@ -323,7 +323,7 @@ def padding_with_zeros(x, height, width):
     return nnf.pad(x, (left, width - x.shape[-1] - left, top, height - x.shape[-2] - top))
 
 
-@impostor("buckets.reflection_padding", "edges for rows and columns where one of the two cannot be reflected")
+@impostor("buckets.reflection_padding", "edges for both where one cannot be reflected: NVIDIA's code, in which only one is ever padded")
 def padding_with_edges_for_both(x, height, width):
     rows, columns = (buckets.reflected_index(*n) for n in ((x.shape[-2], height), (x.shape[-1], width)))
     top, left = (height - x.shape[-2]) // 2, (width - x.shape[-1]) // 2

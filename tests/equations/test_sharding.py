@@ -15,12 +15,12 @@ scales = st.sampled_from([1.0, 30.0, 1e3])  # of queries: logits of up to a mill
 
 
 def queries(seed, scale=1.0):
-    return scale * normal(seed, 2, 2, 3, 4)
+    return scale * normal(seed, 2, 2, 3, 5)
 
 
 def blocks(seed, *counts):
     """Keys and values of consecutive blocks, each of so many keys."""
-    k, v = normal(seed + 1, 2, 2, 2, sum(counts), 4)
+    k, v = normal(seed + 1, 2, 2, 2, sum(counts), 5)
     return list(zip(k.split(counts, dim=2), v.split(counts, dim=2), strict=True))
 
 
