@@ -1,11 +1,14 @@
 """The site builds without a warning, in both languages, and fetches nothing from elsewhere."""
 
 import re
+from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
+from cosmos_ref import evidence
 from cosmos_ref.traceability import EQUATIONS
 from tests.site import built_site
 
@@ -77,8 +80,50 @@ def test_every_equation_shows_its_function_and_its_record_in_both_languages(site
             ]
             assert f'id="{equation.function.__module__}.{equation.function.__name__}"' in section
             assert source in section
-            assert re.search(r'<details class="(success|failure|note)">', section)
+            assert re.search(r'<details class="(success|failure|note)"', section)
 
 
 def section_of(id: str) -> str:
     return rf'<h2 id="eq-{re.escape(id)}">.*?(?=<h2|</article)'
+
+
+def test_every_picture_has_its_place_in_both_languages():
+    drawn = re.findall(r'^@picture\(\s*"([^"]+)"', (ROOT / "docs/hooks/drawings.py").read_text(), re.MULTILINE)
+    assert len(drawn) >= 15
+    for language in LANGUAGES:
+        pages = (ROOT / "docs" / language).rglob("*.md")
+        assert sorted(drawn) == sorted(
+            id for page in pages for id in re.findall(r"^<!-- picture: (\S+) -->$", page.read_text(), re.MULTILINE)
+        )
+
+
+def test_a_picture_is_beside_the_evidence_of_its_impostors(site):
+    """What a line means is said below it: the equation, and each impostor with its story."""
+    html = (site / "equations/edm/index.html").read_text()
+    section = re.search(section_of("edm.loss_weight"), html, flags=re.DOTALL)[0]
+    figure = re.search(r'<figure class="picture">.*?</figure>', section, flags=re.DOTALL)[0]
+    assert "no square in the denominator, as the seed text prints it" in figure
+    assert figure.count("var(--picture-1)") and figure.count("var(--picture-2)")
+    assert "#0a0a0" not in figure, "a colour was not named"
+
+
+def test_evidence_tells_laws_and_stories_in_both_languages(site):
+    for folder, language in (("", "en"), ("pt", "pt")):
+        html = (site / folder / "equations/edm/index.html").read_text()
+        section = re.search(section_of("edm.loss_weight"), html, flags=re.DOTALL)[0]
+        found = re.search(r'<details class="(success|failure|note)".*?</details>', section, flags=re.DOTALL)
+        box = unescape(re.sub(r"<[^>]+>", "", found[0]))
+        told = yaml.safe_load((ROOT / "docs/pt/laws/edm.yml").read_text()) if language == "pt" else {}
+        proofs = evidence.read_proofs(ROOT)["edm.loss_weight"]
+        assert len(proofs) > 5
+        for proof in proofs:
+            assert told.get(proof.name, proof.claim).replace("`", "") in box
+        assert "cosmos-ref equations --test edm.loss_weight" in box
+    assert not list(site.rglob("*.yml")) and not list(site.rglob("*.py"))
+
+
+def test_all_equations_stand_in_one_table_in_both_languages(site):
+    for folder in LANGUAGES.values():
+        html = (site / folder / "equations/index.html").read_text()
+        for id in EQUATIONS:
+            assert re.search(rf'href="[a-z]+/#eq-{re.escape(id)}"', html), (folder, id)

@@ -76,7 +76,7 @@ def boxes(axes, rows: list[list[str]], fills: list[list[str]], labels: list[str]
         axes.text(-0.15, y + 0.5, labels[y], ha="right", va="center")
     axes.set(xlim=(-0.2, max(map(len, rows))), ylim=(len(rows), 0), aspect="equal")
     axes.axis("off")
-    axes.figure.subplots_adjust(left=0.1, right=1, bottom=0, top=1)
+    axes.figure.subplots_adjust(left=0.1 if any(labels) else 0.02, right=0.98, bottom=0, top=1)
 
 
 def rms(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
@@ -440,7 +440,7 @@ def augment_frames(axes, *functions):
     "patchify_with_channel_innermost",
     en="Where the eight numbers of the first token come from: two channels A and B of a 2\u00d72 patch. Above:",
     pt="De onde vêm os oito números do primeiro token: dois canais A e B de um pedaço de 2\u00d72. Em cima:",
-    size=(5.0, 1.8),
+    size=(5.6, 1.4),
 )
 def patchify(axes, *functions):
     x = torch.arange(8).reshape(1, 2, 1, 2, 2)
@@ -586,7 +586,7 @@ def modulate(axes, *functions):
     "causal_pad_mirrored",
     en="What a convolution over three frames sees of a clip of five. From above:",
     pt="O que uma convolução sobre três quadros vê de um clipe de cinco. De cima para baixo:",
-    size=(4.6, 2.2),
+    size=(4.9, 2.1),
 )
 def causal_pad(axes, *functions):
     x = torch.arange(1, 6).reshape(1, 1, 5, 1, 1)
@@ -600,8 +600,8 @@ def causal_pad(axes, *functions):
     "haar_orthonormal",
     en="A picture (left) and its four bands: the mean, and the differences across, down and along both. Above, the low "
     "band is as bright as the picture; below, twice as bright:",
-    pt="Uma imagem (à esquerda) e as suas quatro bandas: a média e as diferenças na horizontal, na vertical e em ambas. "
-    "Em cima, a banda baixa é tão clara como a imagem; em baixo, duas vezes mais clara:",
+    pt="Uma imagem (à esquerda) e as suas quatro bandas: a média e as diferenças na horizontal, na vertical e nas "
+    "duas. Em cima, a banda baixa é tão clara como a imagem; em baixo, duas vezes mais clara:",
     size=(5.0, 2.2),
 )
 def haar_3d(axes, *functions):
