@@ -20,8 +20,8 @@ def network_input(
 
     `frame_mask` is 1 in given frames, None in Text2World; `padding_mask` is 1 where a pixel is padding.
     """
-    given = [] if frame_mask is None else [frame_mask.expand(-1, -1, -1, *x.shape[3:])]
-    padding = padding_mask[:, :, None].expand(-1, -1, x.shape[2], -1, -1)
+    given = [] if frame_mask is None else [frame_mask.expand(-1, 1, -1, *x.shape[3:])]
+    padding = padding_mask[:, :, None].expand(-1, 1, x.shape[2], -1, -1)
     return torch.cat([x, *given, padding], dim=1)
 
 
