@@ -323,7 +323,9 @@ def padding_with_zeros(x, height, width):
     return nnf.pad(x, (left, width - x.shape[-1] - left, top, height - x.shape[-2] - top))
 
 
-@impostor("buckets.reflection_padding", "edges for both where one cannot be reflected: NVIDIA's code, in which only one is ever padded")
+@impostor(
+    "buckets.reflection_padding", "edges for both where one cannot be reflected, as NVIDIA has it (and pads only one)"
+)
 def padding_with_edges_for_both(x, height, width):
     rows, columns = (buckets.reflected_index(*n) for n in ((x.shape[-2], height), (x.shape[-1], width)))
     top, left = (height - x.shape[-2]) // 2, (width - x.shape[-1]) // 2

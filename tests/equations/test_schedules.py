@@ -157,6 +157,7 @@ def ema_weights(num_updates: int, gamma: float) -> np.ndarray:
 def test_ema_gammas_of_the_three_averages():
     gammas = [schedules.ema_gamma(s) for s in (0.1, 0.05, 0.025)]
     assert gammas == pytest.approx([6.937204, 16.972199, 36.986840], abs=6e-7)
+    assert {type(gamma) for gamma in gammas} == {float}  # a plain number, not one of numpy's
 
 
 @pytest.mark.verifies("schedules.ema_gamma")
