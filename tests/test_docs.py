@@ -113,10 +113,11 @@ def test_evidence_tells_laws_and_stories_in_both_languages(site):
         section = re.search(section_of("edm.loss_weight"), html, flags=re.DOTALL)[0]
         found = re.search(r'<details class="(success|failure|note)".*?</details>', section, flags=re.DOTALL)
         box = unescape(re.sub(r"<[^>]+>", "", found[0]))
-        told = yaml.safe_load((ROOT / "docs/pt/laws/edm.yml").read_text()) if language == "pt" else {}
         proofs = evidence.read_proofs(ROOT)["edm.loss_weight"]
         assert len(proofs) > 5
         for proof in proofs:
+            topic = Path(proof.file).stem.removeprefix("test_")
+            told = yaml.safe_load((ROOT / f"docs/pt/laws/{topic}.yml").read_text()) if language == "pt" else {}
             assert told.get(proof.name, proof.claim).replace("`", "") in box
         assert "cosmos-ref equations --test edm.loss_weight" in box
     assert not list(site.rglob("*.yml")) and not list(site.rglob("*.py"))
