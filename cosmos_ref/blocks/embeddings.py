@@ -39,5 +39,5 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, positions: Int[Tensor, "L 3"]) -> Float[Tensor, "L D"]:
         """Rows of the tables at `positions`, summed and normalised."""
-        t, h, w = positions.unbind(-1)
+        t, h, w = positions.unbind(dim=1)
         return embeddings.position_embedding(self.t[t], self.h[h], self.w[w], POSITION_EPS)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_ref.blocks.attention import CrossAttention, SelfAttention
+from cosmos_ref.blocks.attention import CrossAttention, RMSNorm, SelfAttention, normed_heads
 from cosmos_ref.equations import attention, rope
 from tests.blocks.filled import filled
 from tests.strategies import normal, seeds
@@ -126,6 +126,12 @@ def test_angles_in_float32_leave_a_bfloat16_module_in_bfloat16():
     module.attend = lambda q, k, v: met.extend((q.dtype, k.dtype, v.dtype)) or v
     module(normal(3, 2, 8, WIDTH).bfloat16(), cos, sin)
     assert set(met) == {torch.bfloat16}
+
+
+def test_a_norm_with_float32_weights_leaves_bfloat16_in_bfloat16():
+    """As under autocast, which hands it what a linear layer made."""
+    norm, x = filled(RMSNorm(HEAD_DIM)).float(), normal(4, 2, 8, WIDTH).bfloat16()
+    assert norm(x[..., :HEAD_DIM]).dtype == normed_heads(x, norm).dtype == torch.bfloat16
 
 
 @given(order=st.permutations(range(5)), seed=seeds)
