@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -118,3 +119,65 @@ def test_holes_are_no_errors(id, capsys):
 
     assert not check(id, hole)
     assert "not written yet" in capsys.readouterr().out
+
+
+# --- what the tutorial states, on N(0, s^2) from one standard deviation of the noise at sigma = 80
+
+OFFICIAL = noise.karras_sigmas(35, 2e-4, 80.0, 7.0).tolist()
+
+
+def run(sigmas, std=0.5, answer=1.0, start=80.0):
+    """Euler, every answer of the perfect denoiser multiplied by `answer`."""
+    x = torch.tensor([start], dtype=torch.float64)
+    for sigma, sigma_next in itertools.pairwise(sigmas):
+        x = solvers.euler_step(x, answer * x * std**2 / (sigma**2 + std**2), sigma, sigma_next)
+    return x.item()
+
+
+def test_heun_with_as_many_questions_is_wider_than_res_2ab():
+    """18 levels and a zero are 17 double questions and a single one: 35. RES 2AB ends at 0.509686, the truth at 0.5."""
+    x = torch.tensor([80.0], dtype=torch.float64)
+    asked = []
+
+    def denoise(x, sigma):
+        asked.append(sigma)
+        return x * 0.25 / (sigma**2 + 0.25)
+
+    for sigma, sigma_next in itertools.pairwise(noise.karras_sigmas(18, 2e-4, 80.0, 7.0).tolist()):
+        x = solvers.heun_step(denoise, x, sigma, sigma_next)
+    assert len(asked) == 35
+    assert x.item() == pytest.approx(0.532494, abs=6e-7)
+
+
+def test_the_shifted_linear_schedule_loses_fine_detail():
+    t = torch.linspace(80 / 85, 0, 36, dtype=torch.float64)
+    t = 5 * t / (1 + 4 * t)
+    shifted = (t / (1 - t)).tolist()
+    assert shifted[0] == pytest.approx(80, rel=1e-12) and shifted[-2] == pytest.approx(0.138, abs=1e-3)
+    assert run(shifted) == pytest.approx(0.443116, abs=6e-7)
+    assert run(shifted, 0.01, start=math.hypot(80, 0.01)) / 0.01 == pytest.approx(0.072, abs=1e-3)
+    assert run(OFFICIAL, 0.01, start=math.hypot(80, 0.01)) / 0.01 == pytest.approx(0.854, abs=1e-3)
+
+
+def test_the_root_upside_down_ends_at_the_mean():
+    levels = grid(invert=True)(35, 2e-4, 80.0, 7.0).tolist()
+    assert levels[1] == pytest.approx(79.66, abs=0.01) and levels[33] == pytest.approx(48.34, abs=0.01)
+    assert run([*levels[:34], 0.0]) == pytest.approx(0.005, abs=5e-4)
+
+
+def test_single_precision_changes_the_seventh_digit():
+    single = grid(dtype=torch.float32)(35, 2e-4, 80.0, 7.0).tolist()
+    assert 79.99998 <= single[0] < 79.99999
+    assert 1e-8 < abs(run(single) - run(OFFICIAL)) < 1e-6
+
+
+def test_one_percent_a_call_is_more_than_six_over_a_trajectory():
+    assert run(OFFICIAL, answer=0.99) / run(OFFICIAL) - 1 == pytest.approx(-0.066, abs=5e-4)
+
+
+def test_the_ends_of_four_schedules():
+    levels = noise.karras_sigmas(36, 2e-3, 80.0, 7.0).tolist()
+    assert (levels[1], OFFICIAL[1]) == (pytest.approx(68.325, abs=5e-4), pytest.approx(67.126, abs=5e-4))
+    ends = [run(OFFICIAL), run(levels[:-1]), run([*levels[:-1], levels[-2]]), run(levels)]
+    assert ends == [pytest.approx(end, abs=6e-7) for end in (0.456869, 0.461004, 0.461004, 0.460996)]
+    assert run(noise.karras_sigmas(35, 2e-4, 80.0, 1.0).tolist()) == pytest.approx(0.103, abs=1e-3)

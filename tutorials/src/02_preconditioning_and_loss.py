@@ -6,7 +6,7 @@
 # ---
 
 # %% [markdown] tags=["en"]
-# # Preconditioning and the loss, every term earned
+# # 02 · Preconditioning and the loss, every term earned
 #
 # A diffusion model has one job: shown a noisy sample, say what the clean one was. Any network from noisy to clean
 # could be trained for that. Cosmos asks in a roundabout way. Its network sits between four coefficients,
@@ -16,7 +16,7 @@
 #
 # Why all this? We begin with none of it, and let each term in only when a number says that it has earned its place.
 # The rule of the game: **state the number first, then run the cell.** A number that comes out otherwise is worth more
-# than one that comes out right.
+# than one that comes out right. The cells need about a minute of computing on two CPU cores.
 #
 # | symbol | meaning |
 # |---|---|
@@ -29,7 +29,7 @@
 # | $L(\sigma)$ | mean square of $D - x_0$ at noise level $\sigma$ |
 
 # %% [markdown] tags=["pt"]
-# # Pré-condicionamento e a perda, cada termo merecido
+# # 02 · Pré-condicionamento e a perda, cada termo merecido
 #
 # Um modelo de difusão tem uma única tarefa: diante de uma amostra ruidosa, dizer qual era a limpa. Qualquer rede que
 # vá do ruidoso ao limpo poderia ser treinada para isso. O Cosmos pergunta de um jeito indireto. A sua rede fica entre
@@ -39,7 +39,7 @@
 #
 # Para que tudo isso? Começamos sem nada, e cada termo só entra quando um número diz que ele mereceu o lugar. A regra
 # do jogo: **primeiro diga o número, depois execute a célula.** Um número que sai diferente vale mais que um que sai
-# certo.
+# certo. As células pedem cerca de um minuto de cálculo em dois núcleos de CPU.
 #
 # | símbolo | significado |
 # |---|---|
@@ -66,6 +66,7 @@ SIZE = os.environ.get("COSMOS_REF_SIZE", "cpu")
 STEPS, SAMPLES = {"smoke": (40, 2_000), "cpu": (2_000, 100_000)}[SIZE]
 
 plt.style.use("cosmos_ref.exercises.tutorial")
+plt.rcParams["figure.dpi"] = 100
 torch.set_num_threads(1)
 
 # %% [markdown] tags=["en"]
@@ -112,16 +113,18 @@ def noisy(sigma, count=SAMPLES, seed=1):
     return x0, n, noise.add_noise(x0, n, level), level
 
 
+print("std(x₀) =", [f"{value:.2f}" for value in noisy(0)[0].std(dim=0).tolist()])
+
+# %% tags=["figure"]
 figure, panels = plt.subplots(1, 4, figsize=(9, 2.4), sharex=True, sharey=True)
 for panel, sigma in zip(panels, (0, 0.1, 0.3, 0.8), strict=True):
     panel.scatter(*noisy(sigma, 1500)[2].T, s=2, alpha=0.5, linewidths=0)
-    panel.set(title=rf"$\sigma = {sigma}$", xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=[], yticks=[])
+    panel.set(title=rf"$\sigma = {sigma}$", xlim=(-2, 2), ylim=(-2, 2), aspect="equal")
+    panel.axis("off")
 plt.show()
 
-print("std(x₀) =", [f"{value:.2f}" for value in noisy(0)[0].std(dim=0).tolist()])
-
 # %% [markdown] tags=["en"]
-# ## 1 · $c_\text{in}$: the input
+# ## 1. $c_\text{in}$: the input
 #
 # A sampler walks from $\sigma = 80$ down to almost 0, and the network must read $x$ on the whole way. Variances of
 # independent things add, so $x$ has variance $\sigma^2 + \sigma_\text{data}^2$.
@@ -134,7 +137,7 @@ print("std(x₀) =", [f"{value:.2f}" for value in noisy(0)[0].std(dim=0).tolist(
 # it is 1.00 everywhere.
 
 # %% [markdown] tags=["pt"]
-# ## 1 · $c_\text{in}$: a entrada
+# ## 1. $c_\text{in}$: a entrada
 #
 # Um amostrador desce de $\sigma = 80$ até quase 0, e a rede tem de ler $x$ no caminho todo. Variâncias de coisas
 # independentes somam-se, logo $x$ tem variância $\sigma^2 + \sigma_\text{data}^2$.
@@ -150,7 +153,10 @@ print("std(x₀) =", [f"{value:.2f}" for value in noisy(0)[0].std(dim=0).tolist(
 LEVELS = torch.logspace(math.log10(2e-3), math.log10(80), 25)
 raw = torch.stack([noisy(sigma)[2].std() for sigma in LEVELS])
 scaled = edm.c_in(LEVELS, SIGMA_DATA) * raw
+print(f"std(x):       {raw[0]:.1f} … {raw[-1]:.1f}")
+print(f"std(c_in x):  {scaled.min():.2f} … {scaled.max():.2f}")
 
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(6, 2.8))
 panel.loglog(LEVELS, 1 / edm.c_in(LEVELS, SIGMA_DATA), color="k", lw=1)
 panel.loglog(LEVELS, raw, "o", ms=5, label=r"$\mathrm{std}(x)$")
@@ -159,17 +165,16 @@ panel.set(xlabel=r"$\sigma$")
 panel.legend()
 plt.show()
 
-print(f"std(x):       {raw[0]:.1f} … {raw[-1]:.1f}")
-print(f"std(c_in x):  {scaled.min():.2f} … {scaled.max():.2f}")
-
 # %% [markdown] tags=["en"]
-# *Held by* `tests/equations/test_edm.py::test_c_in_gives_the_network_input_unit_variance`
+# *Held by* `tests/equations/test_edm.py::test_c_in_gives_the_network_input_unit_variance` · the equation:
+# [edm.c_in](../docs/en/equations/edm.md#eq-edm.c_in)
 
 # %% [markdown] tags=["pt"]
-# *Sustentado por* `tests/equations/test_edm.py::test_c_in_gives_the_network_input_unit_variance`
+# *Garantido por* `tests/equations/test_edm.py::test_c_in_gives_the_network_input_unit_variance` · a equação:
+# [edm.c_in](../../docs/pt/equations/edm.md#eq-edm.c_in)
 
 # %% [markdown] tags=["en"]
-# ## 2 · $c_\text{skip}$: what needs no network
+# ## 2. $c_\text{skip}$: what needs no network
 #
 # At $\sigma = 0.002$ the noisy sample *is* the answer, but for a hair. A network that must output $x_0$ itself would
 # have to copy its input to three digits, which networks are bad at. So let a straight line do what a straight line
@@ -183,7 +188,7 @@ print(f"std(c_in x):  {scaled.min():.2f} … {scaled.max():.2f}")
 # equally strong, 0.50; at $\sigma = 10$ it is 0.00: nothing in $x$ is worth keeping.
 
 # %% [markdown] tags=["pt"]
-# ## 2 · $c_\text{skip}$: o que não precisa de rede
+# ## 2. $c_\text{skip}$: o que não precisa de rede
 #
 # Em $\sigma = 0{,}002$ a amostra ruidosa *é* a resposta, por um fio. Uma rede que tivesse de produzir o próprio $x_0$
 # precisaria copiar a entrada com três dígitos, coisa que redes fazem mal. Deixemos então que uma reta faça o que uma
@@ -204,7 +209,10 @@ def projection(sigma):
 
 
 slopes = torch.stack([projection(sigma) for sigma in LEVELS])
+for sigma in (0.1, 0.5, 10):
+    print(f"σ = {sigma:<4}  E[x x₀]/E[x x] = {projection(sigma):.2f}")
 
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(6, 2.8))
 panel.semilogx(LEVELS, edm.c_skip(LEVELS, SIGMA_DATA), color="k", lw=1, label=r"$c_{skip}$")
 panel.semilogx(LEVELS, slopes, "o", ms=5, label=r"$E[x\,x_0] / E[x\,x]$")
@@ -212,17 +220,16 @@ panel.set(xlabel=r"$\sigma$")
 panel.legend()
 plt.show()
 
-for sigma in (0.1, 0.5, 10):
-    print(f"σ = {sigma:<4}  E[x x₀]/E[x x] = {projection(sigma):.2f}")
-
 # %% [markdown] tags=["en"]
-# *Held by* `tests/equations/test_edm.py::test_c_skip_is_the_wiener_gain`
+# *Held by* `tests/equations/test_edm.py::test_c_skip_is_the_wiener_gain` · the equation:
+# [edm.c_skip](../docs/en/equations/edm.md#eq-edm.c_skip)
 
 # %% [markdown] tags=["pt"]
-# *Sustentado por* `tests/equations/test_edm.py::test_c_skip_is_the_wiener_gain`
+# *Garantido por* `tests/equations/test_edm.py::test_c_skip_is_the_wiener_gain` · a equação:
+# [edm.c_skip](../../docs/pt/equations/edm.md#eq-edm.c_skip)
 
 # %% [markdown] tags=["en"]
-# ## 3 · $c_\text{out}$: the target
+# ## 3. $c_\text{out}$: the target
 #
 # What is left for the network is the rest $x_0 - c_\text{skip}\,x$. A projection leaves a rest at a right angle to
 # what it projected on, so Pythagoras gives its size:
@@ -238,7 +245,7 @@ for sigma in (0.1, 0.5, 10):
 # has 1.00 at both, and its correlation with the network's input is 0.00: a line can tell the network nothing more.
 
 # %% [markdown] tags=["pt"]
-# ## 3 · $c_\text{out}$: o alvo
+# ## 3. $c_\text{out}$: o alvo
 #
 # À rede fica o resto $x_0 - c_\text{skip}\,x$. Uma projeção deixa um resto perpendicular àquilo sobre que projetou, e
 # Pitágoras dá o seu tamanho:
@@ -262,7 +269,14 @@ def rest_and_target(sigma):
 
 
 rests, targets = torch.tensor([[part.std().item() for part in rest_and_target(sigma)[1:]] for sigma in LEVELS]).T
+for sigma in (0.1, 1.0):
+    x, rest, target = rest_and_target(sigma)
+    correlation = torch.corrcoef(torch.stack([x.flatten(), target.flatten()]))[0, 1]
+    print(
+        f"σ = {sigma}  std(x₀ - c_skip x) = {rest.std():.3f}  std(F*) = {target.std():.2f}  |r| = {abs(correlation):.2f}"
+    )
 
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(6, 2.8))
 panel.loglog(LEVELS, edm.c_out(LEVELS, SIGMA_DATA), color="k", lw=1, label=r"$c_{out}$")
 panel.loglog(LEVELS, rests, "o", ms=5, label=r"$\mathrm{std}(x_0 - c_{skip}\,x)$")
@@ -271,21 +285,17 @@ panel.set(xlabel=r"$\sigma$")
 panel.legend()
 plt.show()
 
-for sigma in (0.1, 1.0):
-    x, rest, target = rest_and_target(sigma)
-    correlation = torch.corrcoef(torch.stack([x.flatten(), target.flatten()]))[0, 1]
-    print(
-        f"σ = {sigma}  std(x₀ - c_skip x) = {rest.std():.3f}  std(F*) = {target.std():.2f}  |r| = {abs(correlation):.2f}"
-    )
-
 # %% [markdown] tags=["en"]
-# *Held by* `tests/equations/test_edm.py::test_c_out_gives_the_network_target_unit_variance`
+# *Held by* `tests/equations/test_edm.py::test_c_out_gives_the_network_target_unit_variance` · the equations:
+# [edm.c_out](../docs/en/equations/edm.md#eq-edm.c_out), [edm.denoise](../docs/en/equations/edm.md#eq-edm.denoise)
 
 # %% [markdown] tags=["pt"]
-# *Sustentado por* `tests/equations/test_edm.py::test_c_out_gives_the_network_target_unit_variance`
+# *Garantido por* `tests/equations/test_edm.py::test_c_out_gives_the_network_target_unit_variance` · as equações:
+# [edm.c_out](../../docs/pt/equations/edm.md#eq-edm.c_out),
+# [edm.denoise](../../docs/pt/equations/edm.md#eq-edm.denoise)
 
 # %% [markdown] tags=["en"]
-# ## 4 · $c_\text{noise}$: telling the network where it is
+# ## 4. $c_\text{noise}$: telling the network where it is
 #
 # The best answer depends on $\sigma$, so the network must be told. Told $\sigma$ itself, it would see the 35 levels of
 # the released sampler like the upper row below: two thirds of them piled up in the lowest tenth. A logarithm spreads
@@ -299,7 +309,7 @@ for sigma in (0.1, 1.0):
 # **The number first.** From $\sigma = 80$ down to $0.0002$, $c_\text{noise}$ goes from 1.0955 to -2.129.
 
 # %% [markdown] tags=["pt"]
-# ## 4 · $c_\text{noise}$: dizer à rede onde ela está
+# ## 4. $c_\text{noise}$: dizer à rede onde ela está
 #
 # A melhor resposta depende de $\sigma$, logo é preciso dizê-lo à rede. Se lhe disséssemos o próprio $\sigma$, ela
 # veria os 35 níveis do amostrador publicado como na linha de cima, abaixo: dois terços amontoados no décimo mais
@@ -315,7 +325,10 @@ for sigma in (0.1, 1.0):
 # %%
 official = noise.karras_sigmas(35, sigma_min=2e-4, sigma_max=80.0, rho=7.0)[:-1]
 told = edm.c_noise(official)
+print(f"c_noise: {told[0]:.4f} … {told[-1]:.3f}")
+print(f"σ < 8:   {(official < 8).sum()} / 35")
 
+# %% tags=["figure"]
 figure, panels = plt.subplots(2, 1, figsize=(8, 1.9))
 for panel, values, name in zip(panels, (official, told), (r"$\sigma$", r"$c_{noise}$"), strict=True):
     panel.plot(values, torch.zeros(35), "|", ms=16, mew=1.5)
@@ -323,38 +336,41 @@ for panel, values, name in zip(panels, (official, told), (r"$\sigma$", r"$c_{noi
     panel.spines["left"].set_visible(False)
 plt.show()
 
-print(f"c_noise: {told[0]:.4f} … {told[-1]:.3f}")
-print(f"σ < 8:   {(official < 8).sum()} / 35")
-
 # %% [markdown] tags=["en"]
 # *Held by* `tests/equations/test_edm.py::test_c_noise_at_the_ends_of_the_schedule` and
-# `::test_c_noise_turns_ratios_of_sigma_into_steps_of_a_quarter_log`
+# `tests/equations/test_edm.py::test_c_noise_turns_ratios_of_sigma_into_steps_of_a_quarter_log` · the equation:
+# [edm.c_noise](../docs/en/equations/edm.md#eq-edm.c_noise)
 
 # %% [markdown] tags=["pt"]
-# *Sustentado por* `tests/equations/test_edm.py::test_c_noise_at_the_ends_of_the_schedule` e
-# `::test_c_noise_turns_ratios_of_sigma_into_steps_of_a_quarter_log`
+# *Garantido por* `tests/equations/test_edm.py::test_c_noise_at_the_ends_of_the_schedule` e
+# `tests/equations/test_edm.py::test_c_noise_turns_ratios_of_sigma_into_steps_of_a_quarter_log` · a equação:
+# [edm.c_noise](../../docs/pt/equations/edm.md#eq-edm.c_noise)
 
 # %% [markdown] tags=["en"]
-# ## 5 · $\lambda$: the weight, with the square
+# ## 5. $\lambda$: the weight, with the square
 #
 # Start the network at $F = 0$, as Cosmos does. Then $D = c_\text{skip}\,x$, and its error is the rest of section 3:
 # $L(\sigma) = c_\text{out}^2$. That is 6400 times larger at strong noise than at $\sigma = 0.00625$; a plain mean over
 # noise levels would hear nothing but the strong ones. So we multiply $L$ by a weight $\lambda(\sigma)$ under which
 # every level starts at exactly 1.
 #
-# **Exercise 1.** Which weight $\lambda$ has $\lambda\, c_\text{out}^2 = 1$? Write it with $\sigma$ and
-# $\sigma_\text{data}$ (two numbers or tensors). `check` tries fifty cases and shows you the simplest that fails.
+# ### Exercise 1: the weight
+#
+# Which weight $\lambda$ has $\lambda\, c_\text{out}^2 = 1$? Write it with $\sigma$ and $\sigma_\text{data}$ (two
+# numbers or tensors). `check` tries fifty cases and shows you the simplest that fails.
 
 # %% [markdown] tags=["pt"]
-# ## 5 · $\lambda$: o peso, com o quadrado
+# ## 5. $\lambda$: o peso, com o quadrado
 #
 # Comece com a rede em $F = 0$, como faz o Cosmos. Então $D = c_\text{skip}\,x$, e o erro é o resto da seção 3:
 # $L(\sigma) = c_\text{out}^2$. Com muito ruído ele é 6400 vezes maior que em $\sigma = 0{,}00625$; uma média simples
 # sobre os níveis só ouviria os mais altos. Por isso multiplicamos $L$ por um peso $\lambda(\sigma)$ com que todos os
 # níveis começam exatamente em 1.
 #
-# **Exercício 1.** Qual peso $\lambda$ satisfaz $\lambda\, c_\text{out}^2 = 1$? Escreva-o com $\sigma$ e
-# $\sigma_\text{data}$ (dois números ou tensores). `check` tenta cinquenta casos e mostra o mais simples que falha.
+# ### Exercício 1: o peso
+#
+# Qual peso $\lambda$ satisfaz $\lambda\, c_\text{out}^2 = 1$? Escreva-o com $\sigma$ e $\sigma_\text{data}$ (dois
+# números ou tensores). `check` tenta cinquenta casos e mostra o mais simples que falha.
 
 
 # %%
@@ -393,7 +409,10 @@ for sigma in LEVELS:
 silent_error = torch.stack(silent_error)
 right = edm.loss_weight(LEVELS, SIGMA_DATA) * silent_error
 wrong = without_the_square(LEVELS, SIGMA_DATA) * silent_error
+print(f"(σ² + σ_data²) / (σ σ_data)²:  λL = {right.min():.2f} … {right.max():.2f}")
+print(f"(σ² + σ_data²) / (σ σ_data) :  λL = {wrong.min():.3f} … {wrong.max():.1f}")
 
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(6, 2.8))
 panel.loglog(LEVELS, LEVELS * SIGMA_DATA, color="k", lw=1)
 panel.loglog(LEVELS, torch.ones(25), color="k", lw=1)
@@ -403,16 +422,15 @@ panel.set(xlabel=r"$\sigma$", ylabel=r"$\lambda L$,  $F = 0$")
 panel.legend()
 plt.show()
 
-print(f"(σ² + σ_data²) / (σ σ_data)²:  λL = {right.min():.2f} … {right.max():.2f}")
-print(f"(σ² + σ_data²) / (σ σ_data) :  λL = {wrong.min():.3f} … {wrong.max():.1f}")
-
 # %% [markdown] tags=["en"]
-# *Held by* `tests/equations/test_edm.py::test_every_noise_level_counts_the_same_at_initialisation`; the form without
-# the square is one of the impostors that this test rejects.
+# *Held by* `tests/equations/test_edm.py::test_every_noise_level_counts_the_same_at_initialisation` (the form without
+# the square is one of the impostors that it rejects) · the equation:
+# [edm.loss_weight](../docs/en/equations/edm.md#eq-edm.loss_weight)
 
 # %% [markdown] tags=["pt"]
-# *Sustentado por* `tests/equations/test_edm.py::test_every_noise_level_counts_the_same_at_initialisation`; a forma sem
-# o quadrado é um dos impostores que esse teste rejeita.
+# *Garantido por* `tests/equations/test_edm.py::test_every_noise_level_counts_the_same_at_initialisation` (a forma sem
+# o quadrado é um dos impostores que ele rejeita) · a equação:
+# [edm.loss_weight](../../docs/pt/equations/edm.md#eq-edm.loss_weight)
 
 # %% [markdown] tags=["en"]
 # ### The same loss in four languages
@@ -422,7 +440,9 @@ print(f"(σ² + σ_data²) / (σ σ_data) :  λL = {wrong.min():.3f} … {wrong.
 # $\tan\varphi = \sigma / \sigma_\text{data}$. Our $F$ is a fourth. Each answer determines the others, so it is one
 # denoiser in four languages; only the weight must be translated too.
 #
-# **Exercise 2.** With which weight is the error of the noise, $\lVert \hat n - n \rVert^2$, the same loss as
+# ### Exercise 2: translate the weight
+#
+# With which weight is the error of the noise, $\lVert \hat n - n \rVert^2$, the same loss as
 # $\lambda \lVert D - x_0 \rVert^2$?
 
 # %% [markdown] tags=["pt"]
@@ -433,8 +453,9 @@ print(f"(σ² + σ_data²) / (σ σ_data) :  λL = {wrong.min():.3f} … {wrong.
 # $\tan\varphi = \sigma / \sigma_\text{data}$. O nosso $F$ é uma quarta. Cada resposta determina as outras: é um só
 # denoiser em quatro línguas; só que o peso também precisa de tradução.
 #
-# **Exercício 2.** Com que peso o erro do ruído, $\lVert \hat n - n \rVert^2$, é a mesma perda que
-# $\lambda \lVert D - x_0 \rVert^2$?
+# ### Exercício 2: traduza o peso
+#
+# Com que peso o erro do ruído, $\lVert \hat n - n \rVert^2$, é a mesma perda que $\lambda \lVert D - x_0 \rVert^2$?
 
 
 # %%
@@ -471,15 +492,19 @@ for name, error, weight in (
     print(f"{name}  {(weight[:, None] * error**2).mean():.6f}")
 
 # %% [markdown] tags=["en"]
-# *Held by* `tests/equations/test_edm.py::test_the_weighted_error_is_the_error_of_the_network` and by the laws of
-# `forms.noise_loss_weight` and `forms.velocity` in `tests/equations/test_forms.py`
+# *Held by* `tests/equations/test_edm.py::test_the_weighted_error_is_the_error_of_the_network` and
+# `tests/equations/test_forms.py::test_one_error_in_four_languages_is_one_loss` · the equations:
+# [forms.noise_loss_weight](../docs/en/equations/forms.md#eq-forms.noise_loss_weight),
+# [forms.velocity](../docs/en/equations/forms.md#eq-forms.velocity)
 
 # %% [markdown] tags=["pt"]
-# *Sustentado por* `tests/equations/test_edm.py::test_the_weighted_error_is_the_error_of_the_network` e pelas leis de
-# `forms.noise_loss_weight` e `forms.velocity` em `tests/equations/test_forms.py`
+# *Garantido por* `tests/equations/test_edm.py::test_the_weighted_error_is_the_error_of_the_network` e
+# `tests/equations/test_forms.py::test_one_error_in_four_languages_is_one_loss` · as equações:
+# [forms.noise_loss_weight](../../docs/pt/equations/forms.md#eq-forms.noise_loss_weight),
+# [forms.velocity](../../docs/pt/equations/forms.md#eq-forms.velocity)
 
 # %% [markdown] tags=["en"]
-# ## 6 · $\ln \sigma \sim \mathcal N(P_\text{mean}, P_\text{std}^2)$: where there is something to learn
+# ## 6. $\ln \sigma \sim \mathcal N(P_\text{mean}, P_\text{std}^2)$: where there is something to learn
 #
 # Now ask how far down training *can* bring $\lambda L$. The perfect denoiser $D^*$ knows. With hardly any noise it can
 # do no better than the straight line, for there is nothing to remove; with overwhelming noise neither, for nothing can
@@ -491,7 +516,7 @@ for name, error, weight in (
 # the median.
 
 # %% [markdown] tags=["pt"]
-# ## 6 · $\ln \sigma \sim \mathcal N(P_\text{mean}, P_\text{std}^2)$: onde há o que aprender
+# ## 6. $\ln \sigma \sim \mathcal N(P_\text{mean}, P_\text{std}^2)$: onde há o que aprender
 #
 # Até onde o treino *pode* baixar $\lambda L$? O denoiser perfeito $D^*$ sabe. Com quase nenhum ruído ele não supera a
 # reta, pois não há o que remover; com ruído esmagador também não, pois não há o que ver. No meio fica um vale, e só
@@ -512,7 +537,9 @@ def weighted_error(denoiser, sigma, count=SAMPLES):
 
 floor = torch.stack([weighted_error(perfect, sigma) for sigma in LEVELS])
 P_MEAN, P_STD = -1.2, 1.8
+print(f"λL*: min = {floor.min():.2f}, σ = {LEVELS[floor.argmin()]:.2f}")
 
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(6, 2.8))
 panel.semilogx(LEVELS, floor, "k", lw=1.5, label=r"$\lambda L^*$")
 for p_mean, p_std in ((0.0, 1.0), (P_MEAN, P_STD)):
@@ -523,18 +550,20 @@ panel.set(xlabel=r"$\sigma$", ylim=(0, 1.1))
 panel.legend(loc="upper right", bbox_to_anchor=(1.0, 0.85), fontsize=10)
 plt.show()
 
-print(f"λL*: min = {floor.min():.2f}, σ = {LEVELS[floor.argmin()]:.2f}")
-
 # %% [markdown] tags=["en"]
 # *Held by* `tests/equations/test_noise.py::test_p_mean_and_p_std_can_be_read_off_a_histogram_of_log_sigma` and
-# `tests/exercises/test_02.py::test_the_floor_is_one_at_both_ends_and_lowest_in_between`
+# `tests/exercises/test_02.py::test_the_floor_is_one_at_both_ends_and_lowest_in_between` · the equations:
+# [noise.log_normal_sigma](../docs/en/equations/noise.md#eq-noise.log_normal_sigma),
+# [exact.mixture_denoiser](../docs/en/equations/exact.md#eq-exact.mixture_denoiser)
 
 # %% [markdown] tags=["pt"]
-# *Sustentado por* `tests/equations/test_noise.py::test_p_mean_and_p_std_can_be_read_off_a_histogram_of_log_sigma` e
-# `tests/exercises/test_02.py::test_the_floor_is_one_at_both_ends_and_lowest_in_between`
+# *Garantido por* `tests/equations/test_noise.py::test_p_mean_and_p_std_can_be_read_off_a_histogram_of_log_sigma` e
+# `tests/exercises/test_02.py::test_the_floor_is_one_at_both_ends_and_lowest_in_between` · as equações:
+# [noise.log_normal_sigma](../../docs/pt/equations/noise.md#eq-noise.log_normal_sigma),
+# [exact.mixture_denoiser](../../docs/pt/equations/exact.md#eq-exact.mixture_denoiser)
 
 # %% [markdown] tags=["en"]
-# ## 7 · Six trainings, one term more each time
+# ## 7. Six trainings, one term more each time
 #
 # Now the numbers that count. The same small network (three layers, 64 wide) is trained six times with the same budget:
 # first bare, then with one term more each time. `terms` is the list of those let in so far.
@@ -549,7 +578,7 @@ print(f"λL*: min = {floor.min():.2f}, σ = {LEVELS[floor.argmin()]:.2f}")
 # times. In the middle, in the valley, the log-normal $\sigma$ comes out best.
 
 # %% [markdown] tags=["pt"]
-# ## 7 · Seis treinos, um termo a mais de cada vez
+# ## 7. Seis treinos, um termo a mais de cada vez
 #
 # Agora os números que contam. A mesma rede pequena (três camadas, largura 64) é treinada seis vezes com o mesmo
 # orçamento: primeiro nua, depois com um termo a mais de cada vez. `terms` é a lista dos que já entraram.
@@ -635,7 +664,7 @@ for count in range(len(TERMS) + 1):
     ladder[name] = excess(train(TERMS[:count]))
     row(name, ladder[name])
 
-# %%
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(7.5, 3.4))
 shades = plt.get_cmap("viridis")(torch.linspace(0, 0.9, len(ladder)).tolist())
 for (name, values), shade in zip(ladder.items(), shades, strict=True):
@@ -670,7 +699,7 @@ plt.show()
 # vice-versa; a tabela é o modo de descobrir.
 
 # %% [markdown] tags=["en"]
-# ## 8 · $u$: the weight that training learns
+# ## 8. $u$: the weight that training learns
 #
 # $\lambda$ makes all levels equal *at the beginning*. As training goes on they drift apart: in our valley $\lambda L$
 # falls to 0.5 while the ends stay at 1; in a video model the gap is larger. So a second, tiny network $u(\sigma)$
@@ -681,10 +710,12 @@ plt.show()
 # A large $u$ makes the first term vanish but costs $u$; a small $u$ is cheap but magnifies the error. Where is the
 # balance?
 #
-# **Exercise 3.** Call the weighted error $E = \lambda L$. Which $u$ makes $E\,e^{-u} + u$ smallest?
+# ### Exercise 3: the balance
+#
+# Call the weighted error $E = \lambda L$. Which $u$ makes $E\,e^{-u} + u$ smallest?
 
 # %% [markdown] tags=["pt"]
-# ## 8 · $u$: o peso que o treino aprende
+# ## 8. $u$: o peso que o treino aprende
 #
 # $\lambda$ iguala os níveis *no começo*. Com o treino eles se afastam: no nosso vale $\lambda L$ cai a 0,5 enquanto as
 # pontas ficam em 1; num modelo de vídeo a distância é maior. Por isso uma segunda rede, minúscula, $u(\sigma)$,
@@ -695,7 +726,9 @@ plt.show()
 # Um $u$ grande faz sumir o primeiro termo, mas custa $u$; um $u$ pequeno é barato, mas amplia o erro. Onde está o
 # equilíbrio?
 #
-# **Exercício 3.** Chame de $E = \lambda L$ o erro ponderado. Que $u$ torna mínimo $E\,e^{-u} + u$?
+# ### Exercício 3: o equilíbrio
+#
+# Chame de $E = \lambda L$ o erro ponderado. Que $u$ torna mínimo $E\,e^{-u} + u$?
 
 
 # %%
@@ -748,7 +781,11 @@ def train_with_uncertainty(steps=2 * STEPS, seed=0, batch=512, rate=3e-3):
 
 learned, u = train_with_uncertainty()
 after = torch.stack([weighted_error(learned, sigma) for sigma in LEVELS])
+often = (LEVELS.log() - P_MEAN).abs() < 1.5 * P_STD
+print(f"mean |e^u / λL - 1|  = {(u(LEVELS).exp() / after - 1).abs()[often].mean():.3f}")
+print(f"mean |L / L* - 1|    = {(after / floor - 1).abs()[often].mean():.3f}")
 
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(7, 3.2))
 panel.semilogx(LEVELS, right, "s", ms=4, color="C4", label=r"$\lambda L$,  $F = 0$")
 panel.semilogx(LEVELS, floor, "k", lw=1.5, label=r"$\lambda L^*$")
@@ -758,27 +795,29 @@ panel.set(xlabel=r"$\sigma$", ylim=(0, 1.25))
 panel.legend(loc="lower left")
 plt.show()
 
-often = (LEVELS.log() - P_MEAN).abs() < 1.5 * P_STD
-print(f"mean |e^u / λL - 1|  = {(u(LEVELS).exp() / after - 1).abs()[often].mean():.3f}")
-print(f"mean |L / L* - 1|    = {(after / floor - 1).abs()[often].mean():.3f}")
-
 # %% [markdown] tags=["en"]
 # *Held by* `tests/equations/test_losses.py::test_the_best_uncertainty_is_the_weighted_error_itself` and
-# `::test_at_the_best_uncertainty_every_noise_level_pulls_alike`
+# `tests/equations/test_losses.py::test_at_the_best_uncertainty_every_noise_level_pulls_alike` · the equations:
+# [losses.uncertainty_weighted](../docs/en/equations/losses.md#eq-losses.uncertainty_weighted),
+# [losses.log_variance](../docs/en/equations/losses.md#eq-losses.log_variance)
 #
-# And here is the learned denoiser beside the perfect one: from points of a grid an arrow to $D$. At low noise each
-# point runs to its blob; at high noise all run to the middle.
+# And here is the learned denoiser beside the perfect one: from points of a grid an arrow half-way to $D$. At low noise
+# each point runs to its blob; at high noise all run to the middle.
 
 # %% [markdown] tags=["pt"]
-# *Sustentado por* `tests/equations/test_losses.py::test_the_best_uncertainty_is_the_weighted_error_itself` e
-# `::test_at_the_best_uncertainty_every_noise_level_pulls_alike`
+# *Garantido por* `tests/equations/test_losses.py::test_the_best_uncertainty_is_the_weighted_error_itself` e
+# `tests/equations/test_losses.py::test_at_the_best_uncertainty_every_noise_level_pulls_alike` · as equações:
+# [losses.uncertainty_weighted](../../docs/pt/equations/losses.md#eq-losses.uncertainty_weighted),
+# [losses.log_variance](../../docs/pt/equations/losses.md#eq-losses.log_variance)
 #
-# E aqui está o denoiser aprendido ao lado do perfeito: de cada ponto de uma grade, uma seta até $D$. Com pouco ruído
-# cada ponto corre para a sua mancha; com muito ruído, todos para o meio.
+# E aqui está o denoiser aprendido ao lado do perfeito: de cada ponto de uma grade, uma seta até meio caminho de $D$.
+# Com pouco ruído cada ponto corre para a sua mancha; com muito ruído, todos para o meio.
 
 # %%
 ticks = torch.linspace(-1.3, 1.3, 11)
 grid = torch.cartesian_prod(ticks, ticks)
+
+# %% tags=["figure"]
 figure, panels = plt.subplots(2, 3, figsize=(8, 5.2), sharex=True, sharey=True)
 for line, (name, denoiser) in zip(panels, ((r"$D^*$", perfect), (r"$D$", learned)), strict=True):
     for panel, sigma in zip(line, (0.15, 0.4, 1.0), strict=True):
@@ -786,30 +825,31 @@ for line, (name, denoiser) in zip(panels, ((r"$D^*$", perfect), (r"$D$", learned
             arrows = denoiser(grid, torch.full((len(grid),), sigma)) - grid
         panel.quiver(*grid.T, *arrows.T, color="C0", angles="xy", scale_units="xy", scale=2, width=0.006)
         panel.scatter(*MEANS.T, s=60, facecolors="none", edgecolors="C1", linewidths=1.5)
-        panel.set(title=rf"{name},  $\sigma = {sigma}$", aspect="equal", xticks=[], yticks=[])
+        panel.set(title=rf"{name},  $\sigma = {sigma}$", aspect="equal")
+        panel.axis("off")
 plt.show()
 
 # %% [markdown] tags=["en"]
-# ## Break it
+# ## 9. Break it
 #
 # **Without the square.** We train once more, all terms in place, but with the weight as the text we grew from prints
 # it.
 #
 # **The number first.** The share of the loss that comes from $\sigma > 1$ should be the share of the draws from there,
 # 25 %. With the wrong weight $\lambda L = \sigma\,\sigma_\text{data}$, and a log-normal's mass moves by $P_\text{std}$
-# standard deviations: 87 %. Three quarters of the training's attention go where there is hardly anything to learn;
+# standard deviations: 87 %. Nearly nine tenths of the training's attention go where there is hardly anything to learn;
 # expect the excess in the valley to grow several times, while the ends, nearly done anyway, do not suffer.
 
 # %% [markdown] tags=["pt"]
-# ## Quebre!
+# ## 9. Quebre-o
 #
 # **Sem o quadrado.** Treinamos mais uma vez, com todos os termos no lugar, mas com o peso como o imprime o texto de
 # onde nascemos.
 #
 # **Primeiro o número.** A parte da perda que vem de $\sigma > 1$ deveria ser a parte dos sorteios dali, 25 %. Com o
 # peso errado, $\lambda L = \sigma\,\sigma_\text{data}$, e a massa de uma log-normal se desloca $P_\text{std}$ desvios
-# padrão: 87 %. Três quartos da atenção do treino vão para onde quase nada há a aprender; espere que o excesso no vale
-# cresça várias vezes, enquanto as pontas, quase prontas de qualquer modo, nada sofrem.
+# padrão: 87 %. Quase nove décimos da atenção do treino vão para onde quase nada há a aprender; espere que o excesso no
+# vale cresça várias vezes, enquanto as pontas, quase prontas de qualquer modo, nada sofrem.
 
 # %%
 sigma = noise.log_normal_sigma(torch.randn(200_000, generator=torch.Generator().manual_seed(3)), P_MEAN, P_STD)
@@ -823,6 +863,7 @@ row("(σ σ_data)²", ladder["+ ln σ ~ N"])
 broken = excess(train(TERMS, weight=without_the_square))
 row("σ σ_data", broken)
 
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(6, 2.8))
 panel.loglog(
     LEVELS, ladder["+ ln σ ~ N"], "o-", ms=4, label=r"$(\sigma^2 + \sigma_{data}^2) / (\sigma \sigma_{data})^2$"
@@ -833,7 +874,8 @@ panel.legend(fontsize=10)
 plt.show()
 
 # %% [markdown] tags=["en"]
-# *Held by* the impostor `edm.loss_weight-loss_weight_of_the_seed` in `tests/equations/test_edm.py`
+# *Held by* `tests/equations/test_edm.py::loss_weight_of_the_seed`, an impostor that the laws reject ·
+# [errata](../docs/en/errata.md)
 #
 # **Without $e^{-u}$.** The same text prints the total loss as $\lambda L + u$. Train nothing but $u$, at one level
 # where $\lambda L = 0.5$, by plain gradient descent at rate 0.1.
@@ -843,7 +885,8 @@ plt.show()
 # curve, and nothing was learned: $\lambda L$ is 0.5 as before.
 
 # %% [markdown] tags=["pt"]
-# *Sustentado pelo* impostor `edm.loss_weight-loss_weight_of_the_seed` em `tests/equations/test_edm.py`
+# *Garantido por* `tests/equations/test_edm.py::loss_weight_of_the_seed`, um impostor que as leis rejeitam ·
+# [errata](../../docs/pt/errata.md)
 #
 # **Sem $e^{-u}$.** O mesmo texto imprime a perda total como $\lambda L + u$. Treine apenas $u$, num nível em que
 # $\lambda L = 0{,}5$, por descida de gradiente simples com taxa 0,1.
@@ -868,22 +911,24 @@ def without_the_division(L, loss_weight, logvar):
     return loss_weight * L + logvar
 
 
+curves = {}
+for name, total_loss in (("λL e⁻ᵘ + u", losses.uncertainty_weighted), ("λL + u", without_the_division)):
+    end, curves[name] = descend(total_loss)
+    print(f"{name:<12}  u = {end:.2f}   ℒ = {curves[name][-1]:.2f}")
+
+# %% tags=["figure"]
 figure, panel = plt.subplots(figsize=(6, 2.8))
-for name, total_loss, style in (
-    (r"$\lambda L\, e^{-u} + u$", losses.uncertainty_weighted, "-"),
-    (r"$\lambda L + u$", without_the_division, "--"),
-):
-    end, curve = descend(total_loss)
-    panel.plot(curve, style, label=name)
-    print(f"u = {end:.2f}   loss = {curve[-1]:.2f}")
+panel.plot(curves["λL e⁻ᵘ + u"], label=r"$\lambda L\, e^{-u} + u$")
+panel.plot(curves["λL + u"], "--", label=r"$\lambda L + u$")
 panel.set(xlabel=r"$i$", ylabel=r"$\mathcal{L}$")
 panel.legend()
 plt.show()
 
 # %% [markdown] tags=["en"]
-# *Held by* the impostor `losses.uncertainty_weighted-uncertainty_of_the_seed` in `tests/equations/test_losses.py`
+# *Held by* `tests/equations/test_losses.py::uncertainty_of_the_seed`, an impostor that the laws reject ·
+# [errata](../docs/en/errata.md)
 #
-# ## What stays
+# ## What to keep
 #
 # Three of the terms are projections and their lengths ($c_\text{skip}$, $c_\text{out}$, $c_\text{in}$), one is a ruler
 # ($c_\text{noise}$), one says where to look ($P_\text{mean}, P_\text{std}$), and two keep the levels equal: $\lambda$
@@ -891,9 +936,10 @@ plt.show()
 # to walk with it from noise to a sample.
 
 # %% [markdown] tags=["pt"]
-# *Sustentado pelo* impostor `losses.uncertainty_weighted-uncertainty_of_the_seed` em `tests/equations/test_losses.py`
+# *Garantido por* `tests/equations/test_losses.py::uncertainty_of_the_seed`, um impostor que as leis rejeitam ·
+# [errata](../../docs/pt/errata.md)
 #
-# ## O que fica
+# ## O que guardar
 #
 # Três dos termos são projeções e os seus comprimentos ($c_\text{skip}$, $c_\text{out}$, $c_\text{in}$), um é uma régua
 # ($c_\text{noise}$), um diz para onde olhar ($P_\text{mean}, P_\text{std}$), e dois mantêm os níveis iguais: $\lambda$
