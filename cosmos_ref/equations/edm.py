@@ -27,7 +27,7 @@ def c_skip(sigma: Sigma, sigma_data: float) -> Sigma:
 
     $$c_\text{skip}(\sigma) = \frac{\sigma_\text{data}^2}{\sigma^2 + \sigma_\text{data}^2}$$
     """
-    return (sigma_data**2 / (_wide(sigma) ** 2 + sigma_data**2)).to(sigma)
+    return (sigma_data**2 / (_wide(sigma) ** 2 + sigma_data**2)).to(sigma.dtype)
 
 
 @equation("edm.c_out", source=_TABLE_1)
@@ -36,7 +36,7 @@ def c_out(sigma: Sigma, sigma_data: float) -> Sigma:
 
     $$c_\text{out}(\sigma) = \frac{\sigma\, \sigma_\text{data}}{\sqrt{\sigma^2 + \sigma_\text{data}^2}}$$
     """
-    return (_wide(sigma) * sigma_data / (_wide(sigma) ** 2 + sigma_data**2).sqrt()).to(sigma)
+    return (_wide(sigma) * sigma_data / (_wide(sigma) ** 2 + sigma_data**2).sqrt()).to(sigma.dtype)
 
 
 @equation("edm.c_in", source=_TABLE_1)
@@ -45,7 +45,7 @@ def c_in(sigma: Sigma, sigma_data: float) -> Sigma:
 
     $$c_\text{in}(\sigma) = \frac{1}{\sqrt{\sigma^2 + \sigma_\text{data}^2}}$$
     """
-    return (1 / (_wide(sigma) ** 2 + sigma_data**2).sqrt()).to(sigma)
+    return (1 / (_wide(sigma) ** 2 + sigma_data**2).sqrt()).to(sigma.dtype)
 
 
 @equation("edm.c_noise", source=_TABLE_1)
