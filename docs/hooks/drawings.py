@@ -284,7 +284,10 @@ def orders(axes, runs: list[Callable]) -> None:
         slope = np.polyfit(np.log(steps[2:]), np.log(error[2:]), 1)[0]
         axes.plot(steps, error, marker=".", **style(number))
         axes.annotate(
-            f" {slope:.1f}".replace("-", "\u2212"), (steps[-1], error[-1]), va="center", color=style(number)["color"]
+            f" {round(slope, 1) + 0.0:.1f}".replace("-", "\u2212"),
+            (steps[-1], error[-1]),
+            va="center",
+            color=style(number)["color"],
         )
     axes.set(xscale="log", yscale="log", xlabel=r"$N$", ylabel=r"$|x_N - x(\sigma_N)|$", xticks=steps)
     axes.set_xticks(steps, labels=map(str, steps))
@@ -334,23 +337,37 @@ def euler_step(axes, *functions):
     orders(axes, [euler(step) for step in functions])
 
 
+def two_calls(step: Callable) -> Callable:
+    """A sampler of steps that call the denoiser by themselves."""
+
+    def run(denoise, x, levels):
+        for sigma, sigma_next in itertools.pairwise(levels):
+            x = step(denoise, x, sigma, sigma_next)
+        return x
+
+    return run
+
+
 @picture(
     "solvers.heun_step",
-    "heun_with_the_weights_of_ralston",
-    "heun_is_euler",
+    "heun_of_nvidia_naive",
+    "heun_of_nvidia_edm",
     en="Error over the number of steps. Twice the steps, a quarter of the error (slope \u22122):",
     pt="Erro conforme o número de passos. O dobro dos passos, um quarto do erro (inclinação \u22122):",
 )
 def heun_step(axes, *functions):
-    def along(step):
-        def run(denoise, x, levels):
-            for sigma, sigma_next in itertools.pairwise(levels):
-                x = step(denoise, x, sigma, sigma_next)
-            return x
+    orders(axes, [two_calls(step) for step in functions])
 
-        return run
 
-    orders(axes, [along(step) for step in functions])
+@picture(
+    "solvers.res_2mid_step",
+    "res_2mid_weighed_as_the_end",
+    "res_2mid_at_the_old_state",
+    en="Error over the number of steps, each of two calls of the network (slope \u22122):",
+    pt="Erro conforme o número de passos, cada um com duas chamadas da rede (inclinação \u22122):",
+)
+def res_2mid_step(axes, *functions):
+    orders(axes, [two_calls(step) for step in functions])
 
 
 @picture(
@@ -391,6 +408,18 @@ def cfg(axes, *functions):
     g, one = torch.linspace(0, 7, 50), torch.ones(1)
     lines(axes, g, [[f(one, 0 * one, strength).item() for strength in g.tolist()] for f in functions])
     axes.set(xlabel=r"$g$", ylabel=r"$D$", xticks=range(8))
+
+
+@picture(
+    "forms.noise_loss_weight",
+    "unweighted_noise_loss",
+    "noise_weight_without_square",
+    en="What the error of the noise estimate must be weighted by to be the loss of Cosmos, for "
+    "\\(\\sigma_\\text{data} = 0.5\\):",
+    pt="Com que peso o erro da estimativa do ruído é a perda do Cosmos, com \\(\\sigma_\\text{data} = 0.5\\):",
+)
+def noise_loss_weight(axes, *functions):
+    over_sigma(axes, functions, r"$\lambda_\epsilon(\sigma)$")
 
 
 # --- conditioning
@@ -575,6 +604,20 @@ def modulate(axes, *functions):
     axes.plot(x.flatten(), x.flatten(), color=FAINT)
     lines(axes, x.flatten(), [f(x, one, 0.5 * one).flatten() for f in functions])
     axes.set(xlabel=r"$x$", ylabel=r"$x'$")
+
+
+@picture(
+    "buckets.reflected_index",
+    "index_with_the_border_repeated",
+    "index_on_a_ring",
+    en="Which pixels fill a line of 9 from one of 5. From above:",
+    pt="Que pixels preenchem uma linha de 9 a partir de uma de 5. De cima para baixo:",
+    size=(5.6, 2.0),
+)
+def reflected_index(axes, *functions):
+    rows = [function(5, 9).tolist() for function in functions]
+    fills = [["" if 2 <= i < 7 else style(n)["color"] for i in range(9)] for n in range(len(rows))]
+    boxes(axes, [[str(i) for i in row] for row in rows], fills, ["", "", ""])
 
 
 # --- tokenizers
