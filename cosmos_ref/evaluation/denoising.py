@@ -6,10 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cosmos_ref.equations.edm import loss_weight
-from cosmos_ref.equations.losses import denoising_error
-from cosmos_ref.equations.noise import add_noise
-from cosmos_ref.model.denoiser import Denoiser
+from cosmos_ref.model.denoiser import Denoiser, weighted_error
 from cosmos_ref.model.uncertainty import Uncertainty
 from cosmos_ref.shapes import Latents
 
@@ -50,12 +47,10 @@ def loss_over_sigma(
         sigma_data: standard deviation of `x0`.
     """
     generator = torch.Generator().manual_seed(seed)
-    given = condition.get("frame_mask", x0.new_zeros(len(x0), 1, x0.shape[2], 1, 1))
     rows = []
     for level in sigmas:
         sigma = x0.new_full((len(x0),), level)
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
-        D = denoiser(add_noise(x0, noise, sigma), sigma, **condition)
-        error = loss_weight(sigma, sigma_data) * denoising_error(D, x0, given)
+        error = weighted_error(denoiser, x0, condition, noise, sigma, sigma_data)
         rows.append(NoiseLevelLoss(level, error.mean().item(), uncertainty(sigma[:1]).exp().item()))
     return rows

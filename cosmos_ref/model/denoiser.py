@@ -1,10 +1,12 @@
 """The denoiser D_theta: the only place where the network's output becomes an estimate of the clean latents."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cosmos_ref.equations import conditioning, edm, patches
+from cosmos_ref.equations import conditioning, edm, losses, noise, patches
 from cosmos_ref.model.dit import CosmosDiT, Modulations, Prepared, token_grid
 from cosmos_ref.shapes import Latents, expand
 
@@ -128,6 +130,32 @@ class Video2WorldDenoiser(Preconditioned):
 
 
 Denoiser = Text2WorldDenoiser | Video2WorldDenoiser
+
+
+def weighted_error(
+    denoiser: Callable[..., Latents],
+    x0: Latents,
+    condition: Mapping[str, Tensor],
+    unit_noise: Latents,
+    sigma: Float[Tensor, "B"],
+    sigma_data: float,
+) -> Float[Tensor, "B"]:
+    r"""Weighted denoising error of every sample, in float32: 1 for a network that says nothing, 0 in given frames.
+
+    $$\lambda(\sigma)\, \lVert D_\theta(x_0 + \sigma n;\ \sigma, c) - x_0 \rVert^2$$
+
+    Args:
+        denoiser: D_theta, `denoiser(x, sigma, **condition)`.
+        x0: clean latents, scaled to `sigma_data`.
+        condition: what else the denoiser is told; `frame_mask` marks the given frames, if there are any.
+        unit_noise: unit Gaussian n.
+        sigma: noise level of every sample.
+        sigma_data: standard deviation of x0.
+    """
+    D = denoiser(noise.add_noise(x0, unit_noise, sigma), sigma, **condition)
+    none_given = x0.new_zeros(len(x0), 1, x0.shape[2], 1, 1)
+    L = losses.denoising_error(D.float(), x0.float(), condition.get("frame_mask", none_given))
+    return edm.loss_weight(sigma, sigma_data) * L
 
 
 def weights_dtype(network: CosmosDiT) -> torch.dtype:

@@ -215,7 +215,7 @@ def affine(x, weight, bias):
 @pytest.mark.verifies("causal.latent_length", by="point")
 def test_latent_lengths_of_the_7b_and_of_tiny():
     assert [causal.latent_length(frames, 8) for frames in (1, 9, 17, 121)] == [1, 2, 3, 16]
-    assert causal.latent_length(9, 2) == 5
+    assert len(range(causal.latent_length(9, 2))) == 5  # a count: no float, even a whole one
 
 
 @pytest.mark.verifies("causal.latent_length", "causal.clip_length")
@@ -242,7 +242,7 @@ def test_latent_length_counts_the_latents_that_come_out(cells, levels):
 
 
 @pytest.mark.verifies("causal.latent_length")
-@given(st.integers(-3, 200), st.integers(2, 16))
+@given(st.integers(-3, 200), factors)
 def test_a_clip_that_does_not_fit_is_told_the_nearest_lengths_that_do(T, factor):
     assume(T < 1 or (T - 1) % factor)
     try:
@@ -282,7 +282,7 @@ def latent_length_modulo_sixteen(frames, temporal_factor):
 @pytest.mark.verifies("causal.clip_length", by="point")
 def test_clip_lengths_of_the_7b_and_of_tiny():
     assert [causal.clip_length(latents, 8) for latents in (1, 2, 16)] == [1, 9, 121]
-    assert causal.clip_length(5, 2) == 9
+    assert len(range(causal.clip_length(5, 2))) == 9
 
 
 @pytest.mark.verifies("causal.clip_length")

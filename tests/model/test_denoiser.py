@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import cosmos_ref
 from cosmos_ref.config import ModelConfig
-from cosmos_ref.model.denoiser import Text2WorldDenoiser, Video2WorldDenoiser
+from cosmos_ref.equations import edm
+from cosmos_ref.model.denoiser import Text2WorldDenoiser, Video2WorldDenoiser, weighted_error
 from cosmos_ref.model.dit import CosmosDiT
 from tests.blocks.filled import filled
 from tests.strategies import normal, seeds
@@ -225,3 +226,59 @@ def test_a_bfloat16_network_errs_in_its_own_output_only(sigma):
     c_out = sigma * S / math.sqrt(sigma**2 + S**2)
     error, size = ((y.float().square().mean().sqrt().item()) for y in (rounded - exact, F))
     assert 0 < error < 0.05 * c_out * size
+
+
+# --- weighted error
+
+X0, NOISE = S * normal(0, 256, 4, 3, 4, 4), normal(1, 256, 4, 3, 4, 4)
+SIGMA = torch.exp(normal(2, 256))
+
+
+def test_a_network_that_says_nothing_has_weighted_error_one():
+    """For Gaussian latents, c_skip x misses x0 by exactly c_out: what lambda is made to weigh with one."""
+
+    def says_nothing(x, sigma):
+        return edm.denoise(torch.zeros_like(x), x, sigma, S)
+
+    mean = weighted_error(says_nothing, X0, {}, NOISE, SIGMA, S).mean().item()
+    assert mean == pytest.approx(1, abs=5 * (2 / X0.numel()) ** 0.5)  # five standard deviations of the mean
+
+
+def test_the_denoiser_sees_noise_of_the_level_it_is_told():
+    text = normal(3, 256, 2, 5)
+    called = []
+
+    def checks(x, sigma, text_embeddings):
+        called.append(torch.equal(sigma, SIGMA) and text_embeddings is text)
+        torch.testing.assert_close((x - X0) / sigma.reshape(-1, 1, 1, 1, 1), NOISE)
+        return X0
+
+    weighted_error(checks, X0, {"text_embeddings": text}, NOISE, SIGMA, S)
+    assert called == [True]
+
+
+def test_given_frames_have_no_error_and_no_gradient():
+    """Whatever is estimated in them; the other frames still count over the whole clip."""
+    estimate = normal(3, *X0.shape).requires_grad_()
+    given = torch.arange(256) % 3
+    frame_mask = (torch.arange(3) < given[:, None]).double().reshape(256, 1, 3, 1, 1)
+
+    def ignores_the_given(x, sigma, frame_mask):
+        return estimate
+
+    error = weighted_error(ignores_the_given, X0, {"frame_mask": frame_mask}, NOISE, SIGMA, S)
+    error.sum().backward()
+    assert (estimate.grad * frame_mask).abs().max() == 0
+    generated = (estimate.grad != 0).any(1).any(-1).any(-1)
+    assert torch.equal(generated, torch.arange(3) >= given[:, None])
+    plain = weighted_error(lambda x, sigma: estimate, X0, {}, NOISE, SIGMA, S)
+    torch.testing.assert_close(error[given == 0], plain[given == 0])
+
+
+def test_the_loss_is_summed_in_float32_whatever_the_network_returns():
+    """In bfloat16 neither the estimate's difference from x0 nor its square would keep three digits."""
+    rounded = X0.bfloat16()
+    error = weighted_error(lambda x, sigma: rounded, X0.float(), {}, NOISE.float(), SIGMA.float(), S)
+    assert error.dtype == torch.float32
+    expected = edm.loss_weight(SIGMA, S) * (rounded.double() - X0).square().mean((1, 2, 3, 4))
+    torch.testing.assert_close(error.double(), expected, rtol=1e-4, atol=0)  # float32, and x0 was rounded to it
