@@ -64,7 +64,7 @@ def figure(id: str, language: str) -> str:
     for number, name in enumerate(picture.wrong, start=2):
         (proof,) = [p for p in evidence.read_proofs(ROOT)[id] if p.kind == "impostor" and p.name == name]
         legend.append(f'<span class="line-{number}">{marked(claim(proof, language))}</span>')
-    caption = f"{picture.caption[language]} {''.join(legend)}"
+    caption = f"{picture.caption[language]} {' '.join(legend)}"
     svg = drawn(id).replace("<svg ", f'<svg role="img" aria-label="{id}" ', 1)
     return f'<figure class="picture">\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>'
 
