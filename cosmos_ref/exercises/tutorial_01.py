@@ -22,12 +22,12 @@ def mixture_denoiser(fn, case):
     (slope,) = torch.autograd.grad(torch.logsumexp(log_terms, dim=1).sum(), place)
     yours = fn(x.clone(), sigma, weights, means, std)
     en = pt = None
-    if blobs == 1:
-        en = "With one blob go from its mean towards x, by the share that s^2 has in s^2 + sigma^2."
-        pt = "Com uma só mancha, vá da sua média em direção a x, na proporção de s^2 em s^2 + sigma^2."
-    elif isinstance(yours, torch.Tensor) and yours.isnan().any():
+    if isinstance(yours, torch.Tensor) and yours.isnan().any():
         en = "Far from every blob all exponentials are zero, and 0 / 0 is nothing: torch.softmax knows how to avoid it."
         pt = "Longe de todas as manchas as exponenciais são zero, e 0 / 0 não é nada: torch.softmax sabe como evitá-lo."
+    elif blobs == 1:
+        en = "With one blob go from its mean towards x, by the share that s^2 has in s^2 + sigma^2."
+        pt = "Com uma só mancha, vá da sua média em direção a x, na proporção de s^2 em s^2 + sigma^2."
     case.close(yours, x + sigma**2 * slope, en=en, pt=pt)
 
 

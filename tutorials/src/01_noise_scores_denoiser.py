@@ -45,12 +45,14 @@ from cosmos_ref.equations import edm, exact, forms, noise, solvers
 from cosmos_ref.exercises import check
 
 SIZE = os.environ.get("COSMOS_REF_SIZE", "cpu")
-POINTS, WALKERS, TRAINING_STEPS = {"smoke": (1000, 200, 20), "cpu": (100_000, 4000, 2000)}[SIZE]
+SIZES = {"smoke": (1000, 200, 20), "cpu": (100_000, 4000, 2000)}
+POINTS, WALKERS, TRAINING_STEPS = SIZES[SIZE]
 
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 plt.style.use("cosmos_ref.exercises.tutorial")
+plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown] tags=["en"]
 # ## 1. A world of three blobs
@@ -85,8 +87,9 @@ s = 0.25
 
 
 def draw_data(count):
-    blob = torch.multinomial(weights, count, replacement=True, generator=generator)
-    return means[blob] + s * torch.randn(count, 2, generator=generator), blob
+    blob = torch.multinomial(weights, count, True, generator=generator)
+    around = s * torch.randn(count, 2, generator=generator)
+    return means[blob] + around, blob
 
 
 x0, blob = draw_data(POINTS)
@@ -121,15 +124,17 @@ def at(sigma, x):
 
 
 def draw_noisy(x0, sigma):
-    return noise.add_noise(x0, torch.randn(x0.shape, generator=generator), at(sigma, x0))
+    n = torch.randn(x0.shape, generator=generator)
+    return noise.add_noise(x0, n, at(sigma, x0))
 
 
 for sigma in (0.5, 1, 2, 5):
-    print(f"sigma = {sigma:<4} variance = {(draw_noisy(x0, sigma) ** 2).mean():.2f}")
+    variance = (draw_noisy(x0, sigma) ** 2).mean()
+    print(f"sigma = {sigma:<4} variance = {variance:.2f}")
 
 # %% tags=["figure"]
 COLOURS = ["#3461e4", "#e2711d", "#1b998b"]
-figure, panels = plt.subplots(1, 5, figsize=(13, 2.9), sharex=True, sharey=True)
+figure, panels = plt.subplots(1, 5, figsize=(10, 2.4), sharex=True, sharey=True)
 for panel, sigma in zip(panels, (0, 0.25, 0.5, 1, 2), strict=True):
     x = draw_noisy(x0[:800], sigma)
     panel.scatter(*x.T, s=4, c=[COLOURS[m] for m in blob[:800]])
@@ -182,11 +187,12 @@ def log_density(x, sigma):
 line, plane = grid(16, 321)
 cell = (line[1] - line[0]) ** 2
 for sigma in (0.1, 0.5, 1, 2, 3):
-    print(f"sigma = {sigma:<4} sum = {log_density(plane, sigma).exp().sum() * cell:.3f}")
+    total = log_density(plane, sigma).exp().sum() * cell
+    print(f"sigma = {sigma:<4} sum = {total:.3f}")
 
 # %% tags=["figure"]
 line, plane = grid(4, 161)
-figure, panels = plt.subplots(1, 5, figsize=(13, 2.9), sharex=True, sharey=True)
+figure, panels = plt.subplots(1, 5, figsize=(10, 2.4), sharex=True, sharey=True)
 for panel, sigma in zip(panels, (0.1, 0.5, 1, 1.5, 2.5), strict=True):
     p = log_density(plane, sigma).exp().reshape(161, 161).T
     panel.imshow(p, origin="lower", extent=(-4, 4, -4, 4), interpolation="bilinear")
@@ -194,7 +200,7 @@ for panel, sigma in zip(panels, (0.1, 0.5, 1, 1.5, 2.5), strict=True):
 plt.show()
 
 # %% [markdown] tags=["en"]
-# Three hills, two, one: as $\sigma$ grows the world forgets its details, and at last even how many blobs there were.
+# Three hills flow into one: as $\sigma$ grows, the world forgets its details, and at last even how many blobs there were.
 # Generating means going through this row from right to left.
 #
 # *Held by* `tests/equations/test_exact.py::test_the_density_adds_up_to_one` and
@@ -216,7 +222,7 @@ plt.show()
 # $x = (-0.5, 0)$ the answer is $(-1, 0)$. For $\sigma = 3 s$ we go a tenth of the way: $(-1.4, 0)$.
 
 # %% [markdown] tags=["pt"]
-# Três colinas, duas, uma: à medida que $\sigma$ cresce, o mundo esquece os pormenores e, por fim, até quantas manchas
+# Três colinas fundem-se numa só: à medida que $\sigma$ cresce, o mundo esquece os pormenores e, por fim, até quantas manchas
 # havia. Gerar é percorrer esta fila da direita para a esquerda.
 #
 # *Garantido por* `tests/equations/test_exact.py::test_the_density_adds_up_to_one` e
@@ -246,7 +252,7 @@ for sigma in (s, 3 * s):
 
 # %% tags=["figure"]
 x = torch.linspace(-3, 0, 50)[:, None]
-figure, panel = plt.subplots(figsize=(5.4, 3.4))
+figure, panel = plt.subplots(figsize=(5.4, 3.2))
 for sigma in (0.05, 0.25, 0.75, 5):
     D = exact.gaussian_denoiser(x, at(sigma, x), means[:1, :1], s)
     panel.plot(x, D, label=rf"$\sigma = {sigma}$")
@@ -267,8 +273,9 @@ plt.show()
 # Now $x$ may come from any blob. The probability that it came from blob $m$ is called the blob's **responsibility** $r_m$:
 # its weight times how well it explains $x$, divided by the sum over all blobs. That is a softmax:
 #
-# $$r = \operatorname{softmax}_m\!\left(\ln w_m - \frac{\lVert x - \mu_m \rVert^2}{2\,(s^2 + \sigma^2)}\right), \qquad
-#   D^*(x; \sigma) = \sum_m r_m \left(\mu_m + \frac{s^2}{s^2 + \sigma^2}\, (x - \mu_m)\right).$$
+# $$r = \operatorname{softmax}_m\!\left(\ln w_m - \frac{\lVert x - \mu_m \rVert^2}{2\,(s^2 + \sigma^2)}\right),$$
+#
+# $$D^*(x; \sigma) = \sum_m r_m \left(\mu_m + \frac{s^2}{s^2 + \sigma^2}\, (x - \mu_m)\right).$$
 #
 # **The number first.** Take $x = (1.5, 0)$, exactly between the two blobs on the right. At $\sigma = 0.25$ each of them
 # gets $r = \tfrac12$, so the best answer is their middle: $D^* = (1.5, 0)$, **a place where there are no data at all**.
@@ -287,8 +294,9 @@ plt.show()
 # Agora $x$ pode vir de qualquer mancha. A probabilidade de ter vindo da mancha $m$ chama-se a **responsabilidade** $r_m$
 # dessa mancha: o seu peso vezes o quanto ela explica $x$, dividido pela soma sobre todas. Isso é uma softmax:
 #
-# $$r = \operatorname{softmax}_m\!\left(\ln w_m - \frac{\lVert x - \mu_m \rVert^2}{2\,(s^2 + \sigma^2)}\right), \qquad
-#   D^*(x; \sigma) = \sum_m r_m \left(\mu_m + \frac{s^2}{s^2 + \sigma^2}\, (x - \mu_m)\right).$$
+# $$r = \operatorname{softmax}_m\!\left(\ln w_m - \frac{\lVert x - \mu_m \rVert^2}{2\,(s^2 + \sigma^2)}\right),$$
+#
+# $$D^*(x; \sigma) = \sum_m r_m \left(\mu_m + \frac{s^2}{s^2 + \sigma^2}\, (x - \mu_m)\right).$$
 #
 # **Primeiro o número.** Tome $x = (1{,}5;\ 0)$, exatamente entre as duas manchas da direita. Em $\sigma = 0{,}25$ cada uma
 # fica com $r = \tfrac12$, logo a melhor resposta é o meio: $D^* = (1{,}5;\ 0)$, **um lugar onde não há dado algum**.
@@ -308,7 +316,7 @@ for sigma in (0.25, 100):
 
 # %% tags=["figure"]
 line, plane = grid(3.5, 13)
-figure, panels = plt.subplots(1, 3, figsize=(12, 4), sharex=True, sharey=True)
+figure, panels = plt.subplots(1, 3, figsize=(10, 3.5), sharex=True, sharey=True)
 for panel, sigma in zip(panels, (0.25, 1, 4), strict=True):
     way = perfect(plane, sigma) - plane
     nearest = torch.cdist(perfect(plane, sigma), means).argmin(dim=1)
@@ -383,12 +391,25 @@ check("01.mixture_denoiser", my_mixture_denoiser)
 # | $D = c\,x$ com o melhor fator $c = \sigma_\text{data}^2 / (\sigma_\text{data}^2 + \sigma^2)$ | $\sigma^2 \sigma_\text{data}^2 / (\sigma_\text{data}^2 + \sigma^2)$ | **0,69** |
 # | o perfeito | tem de ficar abaixo de todos | ? |
 
+
 # %%
+def nothing(x, sigma):
+    return x
+
+
+def always_the_mean(x, sigma):
+    return torch.zeros_like(x)
+
+
+def best_factor(x, sigma):
+    return edm.c_skip(at(sigma, x), sigma_data)[:, None] * x
+
+
 rivals = {
-    "$D = x$": lambda x, sigma: x,
-    "$D = 0$": lambda x, sigma: torch.zeros_like(x),
-    "$D = c\\,x$": lambda x, sigma: edm.c_skip(torch.tensor(sigma), sigma_data) * x,
-    "$D = D^*$": perfect,
+    "D = x": nothing,
+    "D = 0": always_the_mean,
+    "D = c x": best_factor,
+    "D = D*": perfect,
 }
 
 
@@ -397,13 +418,13 @@ def error(denoiser, sigma):
 
 
 for name, denoiser in rivals.items():
-    print(f"{name.replace('$', ''):<12}{error(denoiser, 1.0):.2f}")
+    print(f"{name:<10}{error(denoiser, 1.0):.2f}")
 
 # %% tags=["figure"]
 levels = torch.logspace(-1.3, 1.3, 27).tolist()
 figure, panel = plt.subplots(figsize=(6.2, 3.8))
 for name, denoiser in rivals.items():
-    panel.loglog(levels, [error(denoiser, sigma) for sigma in levels], label=name)
+    panel.loglog(levels, [error(denoiser, sigma) for sigma in levels], label=f"${name}$".replace("*", "^*"))
 panel.set(xlabel=r"$\sigma$", ylabel=r"$E\,(D - x_0)^2$")
 panel.legend()
 plt.show()
@@ -453,12 +474,12 @@ for sigma in (0.1, 1.0, 10.0):
     (slope,) = torch.autograd.grad(log_density(x, sigma).sum(), x)
     tweedie = forms.score(perfect(x, sigma), x, at(sigma, x))
     difference = ((slope - tweedie).abs().max() / slope.abs().max()).item()
-    print(f"sigma = {sigma:<5} difference < 1e-12: {difference < 1e-12}")
+    print(f"sigma = {sigma:<5} {'<' if difference < 1e-12 else '>'} 1e-12")
 
 # %% tags=["figure"]
 line, fine = grid(3.5, 141)
 _, coarse = grid(3.2, 12)
-figure, panels = plt.subplots(1, 4, figsize=(13, 3.4), sharex=True, sharey=True)
+figure, panels = plt.subplots(1, 4, figsize=(10, 2.8), sharex=True, sharey=True)
 for panel, sigma in zip(panels, (0.3, 0.7, 1.2, 2.5), strict=True):
     p = log_density(fine, sigma).exp().reshape(141, 141).T
     arrows = forms.score(perfect(coarse, sigma), coarse, at(sigma, coarse))
@@ -512,7 +533,7 @@ check("01.score_from_denoiser", my_score)
 # data.
 #
 # **The numbers first.** The walkers should end in the three blobs in proportions **0.50, 0.25, 0.25** (give or take 0.02
-# with 4000 of them), at a mean distance from the nearest centre of $s \sqrt{\pi / 2} =$ **0.313**.
+# with 4000 of them), at a mean distance from the nearest centre of $s \sqrt{\pi / 2} =$ **0.313** (give or take 0.01).
 
 # %% [markdown] tags=["pt"]
 # ## 8. Do ruído aos dados
@@ -527,30 +548,33 @@ check("01.score_from_denoiser", my_score)
 # até $\sigma = 0$ em 18 passos (o que é um bom passo é o tema do caderno 03), e os pontos têm a densidade dos dados.
 #
 # **Primeiro os números.** Os caminhantes devem acabar nas três manchas em proporções **0,50; 0,25; 0,25** (com folga de 0,02
-# para 4000 deles), a uma distância média do centro mais próximo de $s \sqrt{\pi / 2} =$ **0,313**.
+# para 4000 deles), a uma distância média do centro mais próximo de $s \sqrt{\pi / 2} =$ **0,313** (com folga
+# de 0,01).
 
 # %%
-levels = noise.karras_sigmas(num_steps=18, sigma_min=0.02, sigma_max=20.0, rho=7.0).tolist()
+levels = noise.karras_sigmas(18, sigma_min=0.02, sigma_max=20.0, rho=7.0).tolist()
 
 
 def generate(denoiser, count=WALKERS):
     path = [levels[0] * torch.randn(count, 2, generator=generator)]
     for sigma, sigma_next in itertools.pairwise(levels):
-        path.append(solvers.heun_step(denoiser, path[-1], sigma, sigma_next))
+        x = solvers.heun_step(denoiser, path[-1], sigma, sigma_next)
+        path.append(x)
     return torch.stack(path)
 
 
 def describe(x):
     distance, nearest = torch.cdist(x, means).min(dim=1)
     shares = nearest.bincount(minlength=3) / len(x)
-    return f"{', '.join(f'{share:.2f}' for share in shares)}   distance = {distance.mean():.3f}"
+    shares = ", ".join(f"{share:.2f}" for share in shares)
+    return f"{shares}   distance = {distance.mean():.3f}"
 
 
 path = generate(perfect)
 print(describe(path[-1]))
 
 # %% tags=["figure"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
 for step, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
     scale, scale_next = (edm.c_in(torch.tensor(level), sigma_data) for level in (sigma, sigma_next))
     a, b = path[step, :90] * scale, path[step + 1, :90] * scale_next
@@ -605,20 +629,29 @@ plt.show()
 # %%
 def training_batch(count):
     clean, _ = draw_data(count)
-    sigma = noise.log_normal_sigma(torch.randn(count, generator=generator), p_mean=-0.4, p_std=1.2)
-    return clean, sigma, noise.add_noise(clean, torch.randn(clean.shape, generator=generator), sigma)
+    z = torch.randn(count, generator=generator)
+    sigma = noise.log_normal_sigma(z, p_mean=-0.4, p_std=1.2)
+    n = torch.randn(clean.shape, generator=generator)
+    return clean, sigma, noise.add_noise(clean, n, sigma)
 
 
 def weighted_error(D, clean, sigma):
-    return (edm.loss_weight(sigma, sigma_data) * ((D - clean) ** 2).mean(dim=1)).mean()
+    error = ((D - clean) ** 2).mean(dim=1)
+    return (edm.loss_weight(sigma, sigma_data) * error).mean()
 
 
-clean, sigma, x = training_batch(POINTS)
-floor = weighted_error(exact.mixture_denoiser(x, sigma, weights, means, s), clean, sigma).item()
+def perfect_error(x, clean, sigma):
+    D = exact.mixture_denoiser(x, sigma, weights, means, s)
+    return weighted_error(D, clean, sigma).item()
+
 
 torch.manual_seed(0)
-layers = [nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2)]
-F = nn.Sequential(*layers)
+F = nn.Sequential(
+    *(nn.Linear(3, 64), nn.SiLU()),
+    *(nn.Linear(64, 64), nn.SiLU()),
+    *(nn.Linear(64, 64), nn.SiLU()),
+    nn.Linear(64, 2),
+)
 nn.init.zeros_(F[-1].weight)
 nn.init.zeros_(F[-1].bias)
 
@@ -629,8 +662,9 @@ def D_theta(x, sigma):
     return edm.denoise(output, x, sigma, sigma_data)
 
 
+clean, sigma, x = training_batch(POINTS)
 before = weighted_error(D_theta(x, sigma), clean, sigma).item()
-print(f"D_theta = {before:.2f}   D* = {floor:.2f}")
+print(f"D_theta = {before:.2f}   D* = {perfect_error(x, clean, sigma):.2f}")
 
 # %%
 optimizer = torch.optim.Adam(F.parameters(), lr=3e-3)
@@ -652,8 +686,7 @@ def learned(x, sigma):
 clean, sigma, x = training_batch(POINTS)
 with torch.no_grad():
     after = weighted_error(D_theta(x, sigma), clean, sigma).item()
-floor = weighted_error(exact.mixture_denoiser(x, sigma, weights, means, s), clean, sigma).item()
-print(f"D_theta = {after:.3f}   D* = {floor:.3f}")
+print(f"D_theta = {after:.3f}   D* = {perfect_error(x, clean, sigma):.3f}")
 
 # %%
 print("D*      ", describe(path[-1]))
@@ -661,7 +694,7 @@ print("D_theta ", describe(generate(learned)[-1]))
 
 # %% tags=["figure"]
 line, plane = grid(3.5, 121)
-figure, panels = plt.subplots(2, 3, figsize=(9, 6), sharex=True, sharey=True)
+figure, panels = plt.subplots(2, 3, figsize=(8, 5.4), sharex=True, sharey=True)
 for column, sigma in enumerate((0.3, 1, 2.5)):
     for row, (name, denoiser) in enumerate((("D^*", perfect), (r"D_\theta", learned))):
         answer = denoiser(plane, sigma)[:, 1].reshape(121, 121).T
@@ -725,7 +758,7 @@ print("D*      ", describe(path[-1]))
 print("broken  ", describe(broken[-1]))
 
 # %% tags=["figure"]
-figure, panels = plt.subplots(1, 2, figsize=(8.4, 4), sharex=True, sharey=True)
+figure, panels = plt.subplots(1, 2, figsize=(8, 3.9), sharex=True, sharey=True)
 for panel, name, walk in zip(panels, (r"$D = D^*$", r"$D = \hat n$"), (path, broken), strict=True):
     panel.scatter(*walk[-1, :1500].T, s=3, color="#3461e4")
     panel.scatter(*means.T, s=60, color="black")
