@@ -84,11 +84,10 @@ def test_equations(console: Console, id: str | None) -> bool:
         show_result(console, id, record)
         return held
     results = {known: evidence.result(known, record) for known in EQUATIONS}
-    outcomes = [(proof.kind, how) for result in results.values() for proof, how in result.outcomes.items()]
-    rejected = outcomes.count(("impostor", "passed"))
+    passed = {p.test: p.kind for result in results.values() for p, how in result.outcomes.items() if how == "passed"}
+    rejected = list(passed.values()).count("impostor")
     console.print(
-        f"{len(results)} equations: {sum(how == 'passed' for _, how in outcomes) - rejected} laws and values hold, "
-        f"{rejected} impostors are rejected."
+        f"{len(results)} equations: {len(passed) - rejected} laws and values hold, {rejected} impostors are rejected."
     )
     for known, result in results.items():
         if result.verdict != "holds":
