@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cosmos_ref.equations.pixels import from_bytes, to_bytes
 from cosmos_ref.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
@@ -123,7 +124,7 @@ def read_clip(
         raise UserError(f"{path} holds {len(times)} frame(s), but {needed}: use a longer video")
     pixels = [fit(_read_image(path))] if is_image else _decode(path, times, first, count, fit)
     video = rearrange(torch.from_numpy(np.stack(pixels)), "T H W C -> C T H W")
-    return Clip(video.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1, fps, path)
+    return Clip(from_bytes(video.to(torch.float32, memory_format=torch.contiguous_format)), fps, path)
 
 
 def check_output(path: str | Path) -> Path:
@@ -167,8 +168,7 @@ def write_video(path: str | Path, video: Float[Tensor, "3 T H W"], fps: float, *
     path = check_output(path)
     if not torch.isfinite(video).all():
         raise ValueError(f"the video for {path} holds values that are not finite")
-    pixels = ((video.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pixels = repeat(pixels, "C T H W -> T (H a) (W b) C", a=scale, b=scale).numpy()
+    pixels = repeat(to_bytes(video.detach().cpu()), "C T H W -> T (H a) (W b) C", a=scale, b=scale).numpy()
     write = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_png}[path.suffix.lower()]
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

@@ -22,6 +22,7 @@ from cosmos_ref.conditioning.text import TextEncoder
 from cosmos_ref.config import ClipConfig, Config
 from cosmos_ref.equations.edm import scale_latents
 from cosmos_ref.equations.noise import log_normal_sigma
+from cosmos_ref.equations.pixels import from_bytes, to_bytes
 from cosmos_ref.errors import UserError
 from cosmos_ref.shapes import Latents, Video
 from cosmos_ref.tokenizer import VideoTokenizer
@@ -105,7 +106,7 @@ class FolderSource:
         frames = sum(self.lengths)
         if frames <= KEEP_FRAMES and frames * 3 * clip.height * clip.width <= KEEP_BYTES:
             whole = [self._read(path, 0, length) for path, length in zip(self.paths, self.lengths, strict=True)]
-            self.kept = [(_to_bytes(read.video), read.fps) for read in whole]
+            self.kept = [(to_bytes(read.video), read.fps) for read in whole]
         content = [(p.name, p.stat().st_size, c) for p, c in zip(self.paths, self.captions, strict=True)]
         digest = hashlib.sha256(repr((content, resize)).encode()).hexdigest()[:16]
         self.identity = f"{len(self.paths)} video files, {digest}, seed {seed}"
@@ -119,7 +120,7 @@ class FolderSource:
             start = int(random.integers(self.lengths[file] - self.clip.frames + 1))
             if self.kept:
                 frames, fps = self.kept[file]
-                video = frames[:, start : start + self.clip.frames] / 127.5 - 1
+                video = from_bytes(frames[:, start : start + self.clip.frames])
             else:
                 read = self._read(self.paths[file], start)
                 video, fps = read.video, read.fps
@@ -196,7 +197,3 @@ def _draw(config: Config, sample: int, shape: tuple[int, ...]) -> tuple[np.ndarr
     random = philox(config.train.seed, sample, stream=0)
     normals, uniforms = random.standard_normal(2, np.float32), random.random(2, np.float32)
     return normals, uniforms, random.standard_normal((2, *shape), np.float32)
-
-
-def _to_bytes(video: Tensor) -> Tensor:
-    return ((video + 1) * 127.5).round().to(torch.uint8)
