@@ -215,7 +215,8 @@ def check(id: str, fn: Callable) -> bool:
         return False
     except Exception as error:  # whatever the student's function did
         print(f"{id}: ✗")
-        print(f"  counter-example / contraexemplo: {counter_example(last[0], error)}")
+        print(f"  counter-example / contraexemplo: {values(last[0])}")
+        print(f"  {problem(error)}")
         print(f"  hint: {getattr(error, 'en', None) or known.en}")
         print(f"  dica: {getattr(error, 'pt', None) or known.pt}")
         return False
@@ -239,11 +240,14 @@ def exercise_of(id: str) -> Exercise:
     return EXERCISES[id]
 
 
-def counter_example(case: Case, error: Exception) -> str:
-    """The values of a case and what went wrong on it, in one line."""
-    values = ", ".join(f"{name} = {written(value)}" for name, value in case.shown.items())
-    problem = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return f"{values} → {problem}" if values else problem
+def values(case: Case) -> str:
+    """The values of a case in one line."""
+    return ", ".join(f"{name} = {written(value)}" for name, value in case.shown.items())
+
+
+def problem(error: Exception) -> str:
+    """What went wrong on a case, in one line."""
+    return str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def written(value: Any) -> str:

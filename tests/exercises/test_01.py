@@ -132,9 +132,10 @@ def test_the_right_answer_passes(id, capsys):
 @pytest.mark.parametrize(("id", "wrong"), WRONG)
 def test_a_wrong_answer_gets_a_counter_example_and_a_hint(id, wrong, capsys):
     assert not check(id, wrong)
-    verdict, example, hint, dica = capsys.readouterr().out.splitlines()
+    verdict, example, problem, hint, dica = capsys.readouterr().out.splitlines()
     assert verdict == f"{id}: ✗"
-    assert "sigma = " in example and "→" in example
+    assert "sigma = " in example
+    assert "yours / seu: " in problem and "must be / deve ser" in problem
     assert hint.startswith("  hint: ") and dica.startswith("  dica: ")
 
 

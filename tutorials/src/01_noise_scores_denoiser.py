@@ -603,7 +603,7 @@ plt.show()
 #
 # **The numbers first.** The last layer starts at zero, so $F_\theta = 0$ before training, and the weights are such that the loss
 # is then **1.00**. And since the perfect denoiser errs too, no network, however large, will get below *its* loss. We compute
-# this floor before we train; it is about **0.61**.
+# this floor before we train; it is about **0.60**.
 
 # %% [markdown] tags=["pt"]
 # À esquerda 90 trajetórias, reduzidas ao mesmo tamanho em cada nível, do ruído (escuro) aos dados (claro). No início correm
@@ -623,7 +623,7 @@ plt.show()
 #
 # **Primeiro os números.** A última camada começa em zero, logo $F_\theta = 0$ antes do treino, e os pesos são tais que a perda
 # vale então **1,00**. E como o denoiser perfeito também erra, nenhuma rede, por maior que seja, ficará abaixo da perda *dele*.
-# Calculamos esse piso antes de treinar; é cerca de **0,61**.
+# Calculamos esse piso antes de treinar; é cerca de **0,60**.
 
 
 # %%
@@ -806,7 +806,7 @@ check("01.denoised_from_noise", my_denoised)
 # - Following $(x - D)/\sigma$ from large $\sigma$ to zero turns noise into data.
 # - A network learns it from samples alone, down to a floor that the noise itself sets.
 #
-# Next: *preconditioning and the loss*, where $c_\text{skip}$, $c_\text{out}$, $\lambda$ and $u$ have to earn their place.
+# Next: [preconditioning and the loss](02_preconditioning_and_loss.ipynb), where $c_\text{skip}$, $c_\text{out}$, $\lambda$ and $u$ have to earn their place.
 
 # %% [markdown] tags=["pt"]
 # ## O que guardar
@@ -817,4 +817,4 @@ check("01.denoised_from_noise", my_denoised)
 # - Seguir $(x - D)/\sigma$ de um $\sigma$ grande até zero transforma ruído em dados.
 # - Uma rede aprende-o só de amostras, até um piso que o próprio ruído fixa.
 #
-# A seguir: *o pré-condicionamento e a perda*, onde $c_\text{skip}$, $c_\text{out}$, $\lambda$ e $u$ têm de merecer o seu lugar.
+# A seguir: [o pré-condicionamento e a perda](02_preconditioning_and_loss.ipynb), onde $c_\text{skip}$, $c_\text{out}$, $\lambda$ e $u$ têm de merecer o seu lugar.
