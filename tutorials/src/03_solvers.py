@@ -52,6 +52,7 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.collections import LineCollection
 
 from cosmos_ref.equations import exact, guidance, noise, solvers
 from cosmos_ref.exercises import check
@@ -537,8 +538,8 @@ for panel, film, title, side in (
     (panels[0], places, r"$c_{in}\,x$", 2.9),
     (panels[1], estimates, r"$D(x; \sigma)$", 1.2),
 ):
-    for step in range(len(film) - 1):
-        panel.plot(*film[step : step + 2].permute(2, 0, 1), color=shades[step], lw=0.8)
+    pieces = torch.stack([film[:-1], film[1:]], dim=2).flatten(0, 1)
+    panel.add_collection(LineCollection(pieces.numpy(), colors=np.repeat(shades[:-1], film.shape[1], axis=0), lw=0.8))
     panel.scatter(*film[-1].T, s=8, color="k", zorder=3)
     panel.set(title=title, xlim=(-side, side), ylim=(-side, side), aspect="equal")
     panel.axis("off")
