@@ -117,14 +117,14 @@ def flops(
         patch_in: numbers in a patch of the network's input, mask channels included.
         patch_out: numbers in a patch of its output.
     """
-    text = 2 * text_tokens * text_width * width  # keys, and as much for values; the same at every noise level
+    text = 4 * text_tokens * text_width * width  # keys and values, the same at every noise level
     return {
         "patch embedding": 2 * tokens * patch_in * width,
         "noise embedding": 2 * (width * width + width * 3 * width),
-        "self-attention": depth * 4 * 2 * tokens * width**2,
-        "attention matrix": depth * 2 * 2 * tokens**2 * width,
-        "cross-attention": depth * (2 * 2 * tokens * width**2 + 2 * 2 * tokens * text_tokens * width + 2 * text),
-        "MLP": depth * 2 * 2 * tokens * width * mlp_width,
+        "self-attention": depth * 8 * tokens * width**2,
+        "attention matrix": depth * 4 * tokens**2 * width,
+        "cross-attention": depth * (4 * tokens * width**2 + 4 * tokens * text_tokens * width + text),
+        "MLP": depth * 4 * tokens * width * mlp_width,
         "AdaLN": 2 * (depth * 3 * (1 + 3) + (1 + 2)) * adaln_lora_dim * width,
         "final layer": 2 * tokens * width * patch_out,
     }
@@ -161,8 +161,7 @@ def training_bytes(parameters: int) -> int:
     bfloat16 weights with a float32 copy, or float32 weights alone; their float32 average; gradients in the precision
     of the weights; AdamW's two float32 moments.
     """
-    weights, average, moments, gradients = 2 + 4, 4, 2 * 4, 2
-    return (weights + average + moments + gradients) * parameters
+    return (2 + 4 + 4 + 2 + 8) * parameters
 
 
 @equation(

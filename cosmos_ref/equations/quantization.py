@@ -75,7 +75,7 @@ def fsq_code(index: Int[Tensor, "*B"], levels: tuple[int, ...], dtype: torch.dty
     L = torch.tensor(levels, device=index.device)
     digits = index[..., None] // _places(levels, index.device) % L
     half = L // 2
-    return (digits - half).to(dtype) / half.to(dtype)
+    return (digits - half) / half.to(dtype)
 
 
 def _places(levels: tuple[int, ...], device: torch.device) -> Int[Tensor, "D"]:

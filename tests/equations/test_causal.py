@@ -276,6 +276,20 @@ def latent_length_modulo_sixteen(frames, temporal_factor):
     return 1 + (frames % 16 - 1) // temporal_factor
 
 
+# --- check_side
+
+
+@given(st.integers(-3, 100), factors)
+def test_a_side_fits_if_it_is_one_latent_pixel_or_more_and_nothing_over(size, unit):
+    fits = size in range(unit, 101, unit)
+    try:
+        causal.check_side("height", size, unit)
+    except UserError as error:
+        assert not fits and f"height {size}" in str(error) and f"multiple of {unit}" in str(error)
+    else:
+        assert fits
+
+
 # --- clip_length
 
 

@@ -107,6 +107,21 @@ def test_tokens_are_those_that_patchify_makes(grid, patch_size):
     assert tokens.shape[1] == costs.tokens(size, patch_size)
 
 
+@pytest.mark.verifies("costs.tokens")
+@given(grids, st.tuples(st.integers(1, 3), st.integers(1, 3)))
+def test_a_patch_has_a_size_in_time_too(grid, patch_size):
+    try:
+        costs.tokens(grid, patch_size)
+    except ValueError:
+        return
+    raise AssertionError(f"a patch of {patch_size} was accepted")
+
+
+@impostor("costs.tokens", "the patch (2, 2) of an image model, matched with time and height; the width stays whole")
+def tokens_of_image_patches(grid, patch_size):
+    return prod(size // patch for size, patch in zip(grid, patch_size, strict=False))
+
+
 @impostor("costs.tokens", "latent pixels: patches forgotten")
 def tokens_without_patches(grid, patch_size):
     return prod(grid)
