@@ -13,7 +13,7 @@ from cosmic_ray.operators.operator import Example, Operator
 from parso.python.tree import Name, PythonNode, String
 
 NOT_UNWRAPPED = {"range", "zip", "len", "isinstance", "enumerate", "super", "max", "min"}
-COMMUTATIVE = re.compile(r"\b(max|min|maximum|minimum|hypot|logaddexp)$")
+COMMUTATIVE = re.compile(r"\b(max|min|maximum|minimum|hypot|logaddexp|promote_types)$")
 """Functions whose arguments may change places without changing anything."""
 SEQUENCES = ("arglist", "testlist_comp", "testlist", "testlist_star_expr")
 
