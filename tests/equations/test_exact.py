@@ -92,6 +92,11 @@ def gaussian_denoiser_is_the_mean(x, sigma, mean, std):
     return mean + 0 * x
 
 
+@impostor("exact.gaussian_denoiser", "the first level for the whole batch")
+def gaussian_denoiser_at_the_first_level(x, sigma, mean, std):
+    return mean + edm.c_skip(sigma.flatten()[0], std) * (x - mean)
+
+
 @impostor("exact.gaussian_denoiser", "the noise returned instead of what is clean")
 def gaussian_denoiser_of_the_noise(x, sigma, mean, std):
     return (1 - edm.c_skip(sigma, std)).reshape(-1, 1) * (x - mean)
@@ -135,6 +140,17 @@ def test_two_legs_are_one_journey(a, b, c, std, seed):
     torch.testing.assert_close(in_two, exact.gaussian_flow(x, a, c, mean, std), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.verifies("exact.gaussian_flow", "exact.gaussian_denoiser")
+@given(sigmas, sigmas, stds, seeds)
+def test_each_sample_of_a_blob_has_its_own_levels(sigma, sigma_next, std, seed):
+    x, mean = normal(seed, 2, 3), normal(seed + 1, 3)
+    levels, ends = torch.cat([sigma, 2 * sigma]), torch.cat([sigma_next, 3 * sigma_next])
+    flown = exact.gaussian_flow(x, levels, ends, mean, std)
+    torch.testing.assert_close(flown[1:], exact.gaussian_flow(x[1:], 2 * sigma, 3 * sigma_next, mean, std))
+    D = exact.gaussian_denoiser(x, levels, mean, std)
+    torch.testing.assert_close(D[1:], exact.gaussian_denoiser(x[1:], 2 * sigma, mean, std))
+
+
 @impostor("exact.gaussian_flow", "the ratio of variances without its root")
 def flow_without_root(x, sigma, sigma_next, mean, std):
     return mean + ((sigma_next**2 + std**2) / (sigma**2 + std**2))[:, None] * (x - mean)
@@ -154,6 +170,11 @@ def flow_in_one_step(x, sigma, sigma_next, mean, std):
 @impostor("exact.gaussian_flow", "the end forgotten: the denoised estimate, as if one call of D were a sample")
 def flow_is_the_denoiser(x, sigma, sigma_next, mean, std):
     return exact.gaussian_denoiser(x, sigma, mean, std)
+
+
+@impostor("exact.gaussian_flow", "the first sample's levels for the whole batch")
+def flow_between_the_first_levels(x, sigma, sigma_next, mean, std):
+    return mean + ((sigma_next[0] ** 2 + std**2) / (sigma[0] ** 2 + std**2)).sqrt() * (x - mean)
 
 
 @impostor("exact.gaussian_flow", "start and end exchanged")
