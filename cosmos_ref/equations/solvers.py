@@ -97,17 +97,19 @@ def res_2ab_step(
 
     With $h = \ln(\sigma / \sigma')$ and $c_2 = -\ln(\sigma_\text{previous} / \sigma) / h$,
 
-    $$x' = e^{-h} x + h\, (b_1 D + b_2 D_\text{previous}), \quad b_2 = \varphi_2(-h) / c_2,
-      \quad b_1 = \varphi_1(-h) - b_2.$$
+    $$x' = e^{-h} x + h\, (b_1 D + b_2 D_\text{previous}) = \tilde x + h\, b_2 (D_\text{previous} - D),$$
 
-    A step to zero returns D: the "clean" call that ends the original sampler.
+    $$b_2 = \varphi_2(-h) / c_2, \qquad b_1 = \varphi_1(-h) - b_2,$$
+
+    with $\tilde x$ the Euler step. Computed in the second form: in the first, weights far larger than one cancel where
+    a long step follows a short one. A step to zero returns D: the "clean" call that ends the original sampler.
     """
     if sigma_next == 0:
         return D
     h = math.log(sigma / sigma_next)
     c2 = -math.log(sigma_previous / sigma) / h
     b2 = phi2(-h) / c2
-    return math.exp(-h) * x + h * ((phi1(-h) - b2) * D + b2 * D_previous)
+    return euler_step(x, D, sigma, sigma_next) + h * b2 * (D_previous - D)
 
 
 @equation("solvers.res_2mid_step", source=_RES + "2mid")

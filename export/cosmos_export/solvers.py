@@ -60,8 +60,7 @@ def res_2ab_step(
         return D
     h = math.log(sigma / sigma_next)
     c2 = -math.log(sigma_previous / sigma) / h
-    b2 = phi2(-h) / c2
-    return math.exp(-h) * x + h * ((math.expm1(-h) / -h - b2) * D + b2 * D_previous)
+    return euler_step(x, D, sigma, sigma_next) + h * phi2(-h) / c2 * (D_previous - D)
 
 
 def integrate(

@@ -118,6 +118,9 @@ def test_full_hd_in_its_bucket_and_an_upright_clip_in_one_that_lies():
     assert buckets.fit_size(1080, 1920, 704, 1280) == (704, 1252)
     assert buckets.fit_size(1920, 1080, 704, 1280) == (704, 396)
     assert buckets.fit_size(240, 320, 704, 960) == (704, 939)  # made larger, too: 938.67
+    assert buckets.fit_size(1000, 1920, 704, 1280) == (667, 1280)  # 666.67
+    assert buckets.fit_size(1, 5000, 704, 1280) == (1, 1280)  # a line remains a line
+    assert buckets.fit_size(5000, 1, 704, 1280) == (704, 1)
 
 
 @pytest.mark.verifies("buckets.fit_size")

@@ -616,6 +616,32 @@ def test_res_2ab_converges_to_the_flow_of_a_mixture_with_order_two():
     assert abs(observed_order(run_res_2ab, *on_mixture) - 2) < 0.2
 
 
+@pytest.mark.verifies("solvers.res_2ab_step")
+@given(sigmas, ratios, ratios, seeds)
+def test_res_2ab_has_the_weights_of_the_exponential_integrator(sigma, ratio, ratio_before, seed):
+    """As they are printed."""
+    x, D, D_previous = normal(seed, 3, 6)
+    h, h_before = -math.log(ratio), -math.log(ratio_before)
+    b2 = -solvers.phi2(-h) * h / h_before
+    printed = math.exp(-h) * x + h * ((solvers.phi1(-h) - b2) * D + b2 * D_previous)
+    value = solvers.res_2ab_step(x, D, D_previous, sigma.item(), ratio * sigma.item(), sigma.item() / ratio_before)
+    torch.testing.assert_close(value, printed, rtol=0, atol=1e-11)
+
+
+@pytest.mark.verifies("solvers.res_2ab_step")
+@given(extremes, st.sampled_from([1e-6, 1e-3]), st.sampled_from([1e-4, 1e-2, 1.0]))
+def test_a_res_2ab_step_in_float32_finds_an_answer_that_does_not_change(sigma, ratio, h_before):
+    """Down from any level to next to none, however short the step before."""
+    x0, n = normal(2, 2, 6).float()
+    value = solvers.res_2ab_step(x0 + sigma * n, x0, x0, sigma, ratio * sigma, sigma * math.exp(h_before))
+    torch.testing.assert_close(value, x0 + ratio * sigma * n, rtol=2e-7, atol=0.2 * ratio * sigma)
+
+
+@impostor("solvers.res_2ab_step", "the form in which it is printed: after a short step its weights are huge and cancel")
+def res_2ab_as_printed(*args):
+    return res_2ab_with()(*args)
+
+
 def res_2ab_with(log_ratio=lambda a, b: math.log(a / b), c2_sign=-1, phi2=lambda phi1, h: (1 - phi1) / h):
     """RES 2AB with one part exchanged; step to zero as it should be."""
 
