@@ -67,8 +67,11 @@ def built_site(tmp_path_factory) -> Path:
     return site
 
 
-def visit(folder: Path, pages: list[str], profile: Path, timeout: float) -> list[dict]:
-    """Open the pages one after another in Chromium, and return what each had to say of itself."""
+def visit(folder: Path, pages: list[str], profile: Path, patience: float = 60) -> list[dict]:
+    """Open the pages one after another in Chromium, and return what each had to say of itself.
+
+    It gives up when no page reports for so many seconds.
+    """
     reports, missing, done = [], [], threading.Event()
     remaining = iter(pages)
 
@@ -109,7 +112,10 @@ def visit(folder: Path, pages: list[str], profile: Path, timeout: float) -> list
     command = [CHROMIUM, *flags, "--window-size=1300,900", f"--user-data-dir={profile}", first]
     browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        assert done.wait(timeout), f"after {len(reports)} of {len(pages)} pages the browser said no more"
+        seen = -1
+        while not done.wait(patience):
+            assert seen < len(reports), f"after {len(reports)} of {len(pages)} pages the browser said no more"
+            seen = len(reports)
     finally:
         browser.terminate()
         browser.wait(20)

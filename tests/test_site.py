@@ -17,7 +17,7 @@ def reports(tmp_path_factory):
     site = built_site(tmp_path_factory)
     pages = [f"/{path.parent.relative_to(site).as_posix()}/".replace("/./", "/") for path in site.rglob("index.html")]
     assert {"/", "/pt/", "/equations/edm/", "/pt/equations/edm/"} <= set(pages)
-    found = visit(site, sorted(pages), tmp_path_factory.mktemp("profile"), timeout=240)
+    found = visit(site, sorted(pages), tmp_path_factory.mktemp("profile"))
     assert sorted(report["page"] for report in found) == sorted(pages)
     return found
 
@@ -67,7 +67,7 @@ def test_the_browser_would_tell(tmp_path):
         (tmp_path / name).mkdir()
         page = f"<!doctype html><html><head><link rel='icon' href='data:,'></head><body>{body}</body></html>"
         (tmp_path / name / "index.html").write_text(page)
-    found = visit(tmp_path, [f"/{name}/" for name in [*FAULTS, "good"]], tmp_path / "profile", timeout=60)
+    found = visit(tmp_path, [f"/{name}/" for name in [*FAULTS, "good"]], tmp_path / "profile")
     of = {report["page"].strip("/"): report for report in found}
     assert "nothing is not defined" in of["error"]["faults"][0]
     assert of["console"]["faults"] == ["this went wrong"]
@@ -81,4 +81,4 @@ def test_the_browser_would_tell(tmp_path):
 def test_a_missing_file_is_told(tmp_path):
     (tmp_path / "index.html").write_text("<html><head></head><body><img src='absent.png'></body></html>")
     with pytest.raises(AssertionError, match=r"404 /absent\.png"):
-        visit(tmp_path, ["/"], tmp_path / "profile", timeout=60)
+        visit(tmp_path, ["/"], tmp_path / "profile")

@@ -54,6 +54,13 @@ def test_every_page_shows_the_function_and_the_record_of_each_of_its_equations()
                     assert f"<!-- verified-by: {match[1]} -->" in section
 
 
+@pytest.mark.parametrize("id", EQUATIONS)
+def test_displayed_formulas_do_not_run_into_one(id):
+    """Two formulas in `$$` on lines that follow each other are one paragraph, which no page can set."""
+    for paragraph in re.split(r"\n\s*\n", EQUATIONS[id].function.__doc__):
+        assert paragraph.count("$$") in (0, 2), paragraph
+
+
 def test_every_equation_has_a_law_a_point_value_and_an_impostor():
     found = markers()
     assert set(found) == set(EQUATIONS)
