@@ -1,15 +1,25 @@
-"""Runs the tests of a changed function, mutant after mutant, each in a fork that finds the heavy libraries loaded."""
+"""Runs the tests of a changed function, mutant after mutant.
+
+A judge collects the tests once; each mutant is then a fork of it, in which one function has other code. Whoever
+survives that is tried once more alone, in a process that imports the changed module as everyone would.
+"""
 
 import ast
 import contextlib
 import importlib.machinery
 import os
 import resource
+import selectors
 import signal
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
+
+import hypothesis
+import pytest
+from _pytest.runner import runtestprotocol
 
 from tests.mutation.mutants import PACKAGE, ROOT, Mutant
 
@@ -17,6 +27,8 @@ SECONDS = 60
 """A mutant that takes longer has been noticed: the tests of one function take a few seconds."""
 BYTES = 24 * 2**30
 """Address space of a mutant's process: one that asks for more has been noticed, too."""
+CHUNK = 100
+"""Mutants of one module that a judge takes: enough to make collecting worth it, few enough to share among cores."""
 
 TESTS = {
     "blocks/attention.py": ["blocks/test_attention.py", "blocks/test_dit_block.py"],
@@ -27,21 +39,6 @@ TESTS = {
     "model/denoiser.py": ["model/test_denoiser.py"],
 }
 """Test files of modules outside of `equations`, where they are not just those of the module's own name."""
-
-
-def preload() -> None:
-    """Import what every mutant needs and none changes."""
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    import beartype  # noqa: F401
-    import einops  # noqa: F401
-    import hypothesis.extra.numpy
-    import hypothesis.strategies  # noqa: F401
-    import jaxtyping  # noqa: F401
-    import pytest  # noqa: F401
-    import scipy.optimize  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)  # the only count that survives a fork
 
 
 def tests_of(mutant: Mutant) -> tuple[list[Path], str | None]:
@@ -71,51 +68,174 @@ def equation_id(path: Path, function: str) -> str | None:
 def run_all(mutants: Iterable[Mutant], workers: int) -> Iterator[tuple[Mutant, str]]:
     """Every mutant with its outcome, as they end: `killed`, `survived`, `slow`, or `untested` where no test ran."""
     preload()
-    waiting, running = list(reversed(list(mutants))), {}
+    waiting = [(judge, chunk) for chunk in reversed(chunks(mutants))]
+    running: dict[int, tuple[int, list[Mutant], Callable]] = {}  # end of a pipe: process, mutants left, what it does
+    selector = selectors.DefaultSelector()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                mutant = waiting.pop()
-                running[start(mutant)] = (mutant, time.monotonic())
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid in running:
-                mutant, _ = running.pop(pid)
-                yield mutant, outcome(status)
-                continue
-            for pid, (_, since) in running.items():
-                if time.monotonic() - since > SECONDS:
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.005)
+                work, chunk = waiting.pop()
+                process, pipe = fork(work, chunk)
+                running[pipe] = process, list(chunk), work
+                selector.register(pipe, selectors.EVENT_READ)
+            for event, _ in selector.select():
+                process, left, work = running[event.fd]
+                if message := os.read(event.fd, 1):
+                    outcome = {b"k": "killed", b"s": "survived", b"t": "slow", b"u": "untested"}[message]
+                    mutant = left.pop(0)
+                    if outcome == "survived" and work is judge:
+                        waiting.append((alone, [mutant]))
+                    else:
+                        yield mutant, outcome
+                    continue
+                selector.unregister(event.fd)
+                os.close(event.fd)
+                os.waitpid(process, 0)
+                del running[event.fd]
+                waiting += [(alone, [mutant]) for mutant in left]
     finally:
-        for pid in running:
+        for process, _, _ in running.values():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+                os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
 
 
-def outcome(status: int) -> str:
-    """What the end of a mutant's process says. pytest: 0 all passed, 1 some failed, 5 none ran."""
-    if os.WIFSIGNALED(status):
-        return "slow" if os.WTERMSIG(status) == signal.SIGKILL else "killed"
-    return {0: "survived", 5: "untested"}.get(os.WEXITSTATUS(status), "killed")
+def chunks(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
+    """Mutants of the same module, a hundred at most together."""
+    modules: dict[str, list[Mutant]] = {}
+    for mutant in mutants:
+        modules.setdefault(mutant.module, []).append(mutant)
+    return [found[i : i + CHUNK] for found in modules.values() for i in range(0, len(found), CHUNK)]
 
 
-def start(mutant: Mutant) -> int:
-    """Fork, and run the mutant's tests in the child."""
-    files, id = tests_of(mutant)
-    if pid := os.fork():
-        return pid
-    code = 70
+def preload() -> None:
+    """Import what every mutant needs and none changes."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    import beartype  # noqa: F401
+    import einops  # noqa: F401
+    import jaxtyping  # noqa: F401
+    import scipy.optimize  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)  # the only count that survives a fork
+
+
+def fork(work: Callable, chunk: list[Mutant]) -> tuple[int, int]:
+    """Let a process of its own do the work, silently; one letter a mutant comes out of the pipe."""
+    out, into = os.pipe()
+    if process := os.fork():
+        os.close(into)
+        return process, out
     try:
+        os.setpgid(0, 0)
         silence = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(silence, descriptor)
+        os.chdir(ROOT)
+        sys.path.insert(0, str(ROOT))
         resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        put_in_place(mutant)
-        code = run_tests(files, id)
+        work(chunk, lambda letter: os.write(into, letter))
     finally:
-        os._exit(code)
+        os._exit(0)
+
+
+def judge(chunk: list[Mutant], tell: Callable[[bytes], object]) -> None:
+    """Collect the tests of a module; then fork for every mutant, put its code in place and run its tests."""
+
+    def loop(session) -> bool:
+        for mutant in chunk:
+            tell(letter(partial(fails, select(session.items, mutant), mutant)))
+        return True
+
+    pytest_main({path for mutant in chunk for path in tests_of(mutant)[0]}, loop)
+
+
+def alone(chunk: list[Mutant], tell: Callable[[bytes], object]) -> None:
+    """Import the changed module and run its tests."""
+    [mutant] = chunk
+    put_in_place(mutant)
+    told = []
+
+    def loop(session) -> bool:
+        told.append(tell(letter(partial(fails, select(session.items, mutant)))))
+        return True
+
+    code = pytest_main(tests_of(mutant)[0], loop)
+    if not told:
+        tell(b"k" if code == pytest.ExitCode.INTERRUPTED else b"u")  # the module cannot be imported; pytest has no test
+
+
+def letter(outcome: Callable[[], bytes]) -> bytes:
+    """What a fork of this process answers: an outcome, `t` where it takes too long, `k` where it brings itself down."""
+    if not (process := os.fork()):
+        code = b"u"
+        try:
+            signal.alarm(SECONDS)
+            code = outcome()
+        finally:
+            os._exit(code[0])
+    _, status = os.waitpid(process, 0)
+    if os.WIFSIGNALED(status):
+        return b"t" if os.WTERMSIG(status) == signal.SIGALRM else b"k"
+    return bytes([os.WEXITSTATUS(status)])
+
+
+def pytest_main(files: Iterable[Path], loop: Callable) -> int:
+    """Collect tests and hand them to `loop` instead of running them; nothing is recorded."""
+
+    class Instead:
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtestloop(self, session):
+            for plugin in list(session.config.pluginmanager.get_plugins()):
+                if type(plugin).__name__ == "Recorder":
+                    session.config.pluginmanager.unregister(plugin)
+            return loop(session) if not session.testsfailed else True
+
+    options = ["-q", "-p", "no:cacheprovider"]
+    return pytest.main([*options, *map(str, sorted(files))], plugins=[Instead()])
+
+
+def select(items: list, mutant: Mutant) -> list:
+    """The tests that judge a mutant, with hypothesis told not to shrink what it finds."""
+    files, id = tests_of(mutant)
+    chosen = [item for item in items if item.path in files]
+    if id is not None:
+        chosen = [item for item in chosen if any(id in mark.args for mark in item.iter_markers("verifies"))]
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    for item in chosen:
+        test = getattr(item.obj, "__func__", item.obj)
+        if usual := getattr(test, "_hypothesis_internal_use_settings", None):
+            quick = hypothesis.settings(usual, phases=phases, report_multiple_bugs=False)
+            test._hypothesis_internal_use_settings = quick
+    return chosen
+
+
+def fails(tests: list, mutant: Mutant | None = None) -> bytes:
+    """Run tests, first putting a mutant's code in place, until one fails: `k` if one does, `s` if none."""
+    if not tests:
+        return b"u"
+    if mutant and not replace(mutant):
+        return b"s"
+    reports = (report for test in tests for report in runtestprotocol(test, log=False, nextitem=None))
+    return b"k" if any(report.failed for report in reports) else b"s"
+
+
+def replace(mutant: Mutant) -> bool:
+    """Give the function the mutant's code, wherever it has been imported to; say whether that is possible."""
+    module = sys.modules["cosmos_ref." + mutant.module.removesuffix(".py").replace("/", ".")]
+    code, function = compile(mutant.source, str(PACKAGE / mutant.module), "exec"), module
+    for name in mutant.function.split("."):
+        code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == name)
+        function = vars(function)[name]
+    function = getattr(function, "fget", None) or getattr(function, "__func__", function)
+    while wrapped := getattr(function, "__wrapped__", None):
+        function = wrapped
+    assert isinstance(function, FunctionType)
+    if len(code.co_freevars) != len(function.__code__.co_freevars):
+        return False
+    function.__code__ = code
+    return True
 
 
 def put_in_place(mutant: Mutant) -> None:
@@ -132,37 +252,3 @@ def put_in_place(mutant: Mutant) -> None:
         return stats(self, path)
 
     loader.get_data, loader.path_stats = get_data, path_stats
-
-
-def run_tests(files: list[Path], id: str | None) -> int:
-    """Run test files until the first failure, in this process; with an id, only what verifies it."""
-    import pytest
-
-    os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
-    return int(pytest.main([*options, *map(str, files)], plugins=[Only(id)]))
-
-
-class Only:
-    """Leaves tests of other equations out, shrinks no counterexample and leaves no record."""
-
-    def __init__(self, id: str | None):
-        self.id = id
-
-    def pytest_collection_modifyitems(self, config, items):
-        import hypothesis
-
-        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
-        for item in items:
-            test = getattr(item.obj, "__func__", item.obj)
-            if hasattr(test, "_hypothesis_internal_use_settings"):
-                usual = test._hypothesis_internal_use_settings
-                test._hypothesis_internal_use_settings = hypothesis.settings(
-                    usual, phases=phases, report_multiple_bugs=False
-                )
-        if self.id is not None:
-            items[:] = [item for item in items if any(self.id in mark.args for mark in item.iter_markers("verifies"))]
-        for plugin in list(config.pluginmanager.get_plugins()):
-            if type(plugin).__name__ == "Recorder":
-                config.pluginmanager.unregister(plugin)
