@@ -129,7 +129,7 @@ def in_few_colours(output: dict) -> dict:
         return output
     image = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).convert("RGB")
     written = io.BytesIO()
-    image.quantize(64, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)
+    image.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)
     return output | {"data": output["data"] | {"image/png": base64.b64encode(written.getvalue()).decode() + "\n"}}
 
 
