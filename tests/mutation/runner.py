@@ -92,7 +92,10 @@ def run_all(mutants: Iterable[Mutant], workers: int) -> Iterator[tuple[Mutant, s
                 os.close(event.fd)
                 os.waitpid(process, 0)
                 del running[event.fd]
-                waiting += [(alone, [mutant]) for mutant in left]
+                if work is judge:
+                    waiting += [(alone, [mutant]) for mutant in left]
+                else:
+                    yield from ((mutant, "untested") for mutant in left)
     finally:
         for process, _, _ in running.values():
             with contextlib.suppress(ProcessLookupError):
