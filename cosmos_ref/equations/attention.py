@@ -50,5 +50,5 @@ def qk_norm(x: Float[Tensor, "B L D"], weight: Float[Tensor, "K"], eps: float) -
     The norm comes before the swap of axes: on swapped ones it asks whether memory is contiguous, which an export with
     a text length of one cannot answer.
     """
-    heads = rearrange(x, "B L (N K) -> B L N K", K=weight.shape[0])
+    heads = rearrange(x, "B L (N K) -> B L N K", K=len(weight))
     return rearrange(rms_norm(heads, weight, eps), "B L N K -> B N L K")

@@ -95,6 +95,12 @@ def test_a_block_is_position_then_self_then_cross_then_mlp(seed):
     torch.testing.assert_close(called(block, **given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
 
 
+def test_nothing_has_a_bias():
+    """One that no equation reads would be trained by nobody and be missing in every checkpoint."""
+    modules = new_block(), FinalLayer(WIDTH, 8, RANK)
+    assert {name.split(".")[-1] for module in modules for name, _ in module.named_parameters()} == {"weight"}
+
+
 def test_the_mlp_is_as_many_times_as_wide_as_is_asked_for():
     for ratio, hidden in ((4.0, 96), (2.5, 60)):
         assert DiTBlock(WIDTH, HEADS, TEXT_WIDTH, ratio, RANK).mlp.layer1.weight.shape == (hidden, WIDTH)

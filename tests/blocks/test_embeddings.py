@@ -38,6 +38,11 @@ def test_the_linear_layers_reach_the_shared_term_and_not_the_embedding(c, seed):
     assert (one(c)[1] - other(c)[1]).abs().max() > 1e-3
 
 
+def test_noise_embedding_has_three_weights_and_no_bias():
+    names = {name for name, _ in NoiseEmbedding(WIDTH).named_parameters()}
+    assert names == {"linear_1.weight", "linear_2.weight", "norm.weight"}
+
+
 def test_noise_embedding_comes_in_the_precision_of_its_weights():
     module = filled(NoiseEmbedding(WIDTH)).bfloat16()
     assert {part.dtype for part in module(torch.zeros(2))} == {torch.bfloat16}
