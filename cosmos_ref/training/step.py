@@ -40,6 +40,6 @@ def training_loss(
         sigma_data: standard deviation of x0.
     """
     error = weighted_error(denoiser, x0, condition, noise, sigma, sigma_data)
-    lambda_is_in_it = torch.ones_like(error)
-    loss = uncertainty_weighted(error, lambda_is_in_it, uncertainty(sigma)).mean()
-    return loss, error.detach()
+    already_in_it = torch.ones_like(error)
+    loss = uncertainty_weighted(error, loss_weight=already_in_it, logvar=uncertainty(sigma))
+    return loss.mean(), error.detach()

@@ -228,6 +228,15 @@ def test_a_bfloat16_network_errs_in_its_own_output_only(sigma):
     assert 0 < error < 0.05 * c_out * size
 
 
+def test_the_estimate_has_the_precision_of_the_sample_whatever_the_network_has(text2world):
+    """Here float32 around a network in float64, whose own errors are none."""
+    x, sigma = noisy(), both(0.7)
+    condition = {name: value.float() for name, value in text_condition().items()}
+    D = text2world(x.float(), sigma.float(), **condition)
+    assert D.dtype == torch.float32
+    torch.testing.assert_close(D.double(), text2world(x, sigma, **text_condition()), rtol=1e-5, atol=1e-5)  # float32
+
+
 # --- weighted error
 
 X0, NOISE = S * normal(0, 256, 4, 3, 4, 4), normal(1, 256, 4, 3, 4, 4)
@@ -282,3 +291,11 @@ def test_the_loss_is_summed_in_float32_whatever_the_network_returns():
     assert error.dtype == torch.float32
     expected = edm.loss_weight(SIGMA, S) * (rounded.double() - X0).square().mean((1, 2, 3, 4))
     torch.testing.assert_close(error.double(), expected, rtol=1e-4, atol=0)  # float32, and x0 was rounded to it
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_denoiser_that_knows_the_answer_has_no_error_in_any_precision(dtype):
+    """Estimate and answer are rounded alike before they are compared."""
+    x0 = X0.to(dtype)
+    error = weighted_error(lambda x, sigma: x0, x0, {}, NOISE.to(dtype), SIGMA.float(), S)
+    assert torch.equal(error, torch.zeros(256))
