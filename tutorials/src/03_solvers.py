@@ -535,8 +535,8 @@ shades = plt.get_cmap("plasma")(undecided)
 # %% tags=["figure"]
 figure, panels = plt.subplots(1, 2, figsize=(8, 4.2))
 for panel, film, title, side in (
-    (panels[0], places, r"$c_{in}\,x$", 2.9),
-    (panels[1], estimates, r"$D(x; \sigma)$", 1.2),
+    (panels[0], places, r"$c_{in}\,x$", 2.5),
+    (panels[1], estimates, r"$D(x; \sigma)$", 1.05),
 ):
     pieces = torch.stack([film[:-1], film[1:]], dim=2).flatten(0, 1)
     panel.add_collection(LineCollection(pieces.numpy(), colors=np.repeat(shades[:-1], film.shape[1], axis=0), lw=0.8))
