@@ -187,9 +187,15 @@ def test_every_step_lowers_the_noise(n, sigma_min, sigma_max, rho):
     assert (noise.karras_sigmas(n, sigma_min, sigma_max, rho).diff() < 0).all()
 
 
-def test_a_schedule_of_one_step_is_refused():
-    with pytest.raises(ValueError, match="num_steps is 1"):
-        noise.karras_sigmas(1, 2e-4, 80.0, 7.0)
+@pytest.mark.verifies("noise.karras_sigmas")
+@given(st.integers(0, 1))
+def test_a_schedule_of_fewer_than_two_steps_is_refused(n):
+    try:
+        levels = noise.karras_sigmas(n, 2e-4, 80.0, 7.0)
+    except ValueError as error:
+        assert f"num_steps is {n}" in str(error)
+    else:
+        raise AssertionError(f"{n} steps made {levels}")
 
 
 @impostor("noise.karras_sigmas", "rho and 1 / rho exchanged")

@@ -58,7 +58,9 @@ def test_bytes_of_six_numbers_by_hand():
 
 @pytest.mark.verifies("pixels.to_bytes", "pixels.from_bytes")
 def test_every_byte_survives_the_way_there_and_back():
-    assert torch.equal(pixels.to_bytes(pixels.from_bytes(ALL)), ALL)
+    back = pixels.to_bytes(pixels.from_bytes(ALL))
+    assert back.dtype == torch.uint8
+    assert torch.equal(back, ALL)
 
 
 @pytest.mark.verifies("pixels.to_bytes")
