@@ -683,8 +683,8 @@ plt.show()
 # * The log-normal $\sigma$ moves effort from the ends, where all are good already, into the valley. It costs something
 #   at the left: nothing is free.
 #
-# The right column was never in danger. A term that wins nothing on *your* problem may still be right on others, and
-# the other way round; the table is how to find out.
+# The right column was never in danger; the last two terms even cost it a few thousandths. A term that wins nothing on
+# *your* problem may still be right on others, and the other way round; the table is how to find out.
 
 # %% [markdown] tags=["pt"]
 # Leia a tabela linha por linha, e seja severo com cada termo.
@@ -695,8 +695,8 @@ plt.show()
 # * O $\sigma$ log-normal tira esforço das pontas, onde todos já vão bem, e o põe no vale. Custa algo à esquerda: nada
 #   é de graça.
 #
-# A coluna da direita nunca esteve em perigo. Um termo que nada ganha no *seu* problema pode estar certo em outros, e
-# vice-versa; a tabela é o modo de descobrir.
+# A coluna da direita nunca esteve em perigo; os dois últimos termos até lhe custam alguns milésimos. Um termo que nada
+# ganha no *seu* problema pode estar certo em outros, e vice-versa; a tabela é o modo de descobrir.
 
 # %% [markdown] tags=["en"]
 # ## 8. $u$: the weight that training learns
