@@ -153,8 +153,8 @@ def weighted_error(
         sigma_data: standard deviation of x0.
     """
     D = denoiser(noise.add_noise(x0, unit_noise, sigma), sigma, **condition)
-    none_given = x0.new_zeros(len(x0), 1, x0.shape[2], 1, 1)
-    L = losses.denoising_error(D.float(), x0.float(), condition.get("frame_mask", none_given))
+    given = condition.get("frame_mask", x0.new_zeros(len(x0), 1, x0.shape[2], 1, 1))
+    L = losses.denoising_error(D.float(), x0=x0.float(), frame_mask=given)
     return edm.loss_weight(sigma, sigma_data) * L
 
 
