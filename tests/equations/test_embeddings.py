@@ -228,9 +228,10 @@ def all_phases(frequency: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.verifies("embeddings.fourier_features", by="point")
 def test_fourier_features_by_hand():
-    f, phases = torch.tensor([math.pi, 0.0, 2 * math.pi]).double(), torch.tensor([0, math.pi / 3, 0]).double()
+    """A phase comes on top of the angle: the cosine of 90 and 30 degrees is -1/2."""
+    f, phases = math.pi * torch.tensor([[1, 0, 2, 1], [0, 1 / 3, 0, 1 / 6]], dtype=torch.float64)
     values = embeddings.fourier_features(scalar(0.5), f, phases)
-    torch.testing.assert_close(values, values.new_tensor([[0.0, 0.707107, -1.414214]]), rtol=0, atol=6e-7)
+    torch.testing.assert_close(values, values.new_tensor([[0.0, 0.707107, -1.414214, -0.707107]]), rtol=0, atol=6e-7)
 
 
 @pytest.mark.verifies("embeddings.fourier_features")
@@ -271,6 +272,13 @@ def features_in_the_precision_of_c(c_noise, frequencies, phases):
 @impostor("embeddings.fourier_features", "without the factor that gives unit variance")
 def features_of_half_variance(c_noise, frequencies, phases):
     return torch.cos(c_noise[:, None] * frequencies + phases)
+
+
+@impostor(
+    "embeddings.fourier_features", "phases subtracted: as good before training, and not what a trained layer expects"
+)
+def features_with_phases_subtracted(c_noise, frequencies, phases):
+    return math.sqrt(2) * torch.cos(c_noise[:, None] * frequencies - phases)
 
 
 @impostor("embeddings.fourier_features", "phases forgotten")
