@@ -78,8 +78,8 @@ def reflection_padding(x: Float[Tensor, "*S h w"], height: int, width: int) -> F
     Raises:
         UserError: if the frames are larger than (height, width), or empty.
     """
-    rows = reflected_index(x.shape[-2], height).to(x.device)
-    columns = reflected_index(x.shape[-1], width).to(x.device)
+    rows = reflected_index(x.shape[-2], height)
+    columns = reflected_index(x.shape[-1], width)
     return x[..., rows, :][..., columns]
 
 

@@ -302,6 +302,25 @@ def test_the_network_sees_numbers_of_size_one_at_any_noise(mask, sigma, seed):
     torch.testing.assert_close((value**2).mean(dim=1, keepdim=True), torch.ones_like(mask).float(), rtol=0, atol=0.5)
 
 
+@pytest.mark.verifies("conditioning.augment_frames")
+@given(masks, st.lists(sigmas, min_size=4, max_size=4, unique_by=lambda sigma: sigma.item()), seeds)
+def test_each_sample_is_scaled_by_its_own_levels(mask, levels, seed):
+    """As many samples as columns: levels that met the last axis instead of the first would go unnoticed."""
+    x, given = normal(seed, 2, 2, 4, 3, 2, 2)
+    sigma, augment_sigma = torch.cat(levels[:2]), torch.cat(levels[2:])
+    both = conditioning.augment_frames(x, given, mask, sigma, augment_sigma, 0.5)
+    for i in range(2):
+        one = slice(i, i + 1)
+        alone = conditioning.augment_frames(x[one], given[one], mask, sigma[one], augment_sigma[one], 0.5)
+        torch.testing.assert_close(both[one], alone, rtol=1e-13, atol=0)
+
+
+@impostor("conditioning.augment_frames", "a number for each sample, multiplied along the width")
+def augment_along_the_width(x, given, frame_mask, sigma, augment_sigma, sigma_data):
+    given = edm.c_in(augment_sigma, sigma_data) * given
+    return frame_mask * given + (1 - frame_mask) * edm.c_in(sigma, sigma_data) * x
+
+
 @impostor("conditioning.augment_frames", "the two levels changed round")
 def augment_with_levels_changed(x, given, frame_mask, sigma, augment_sigma, sigma_data):
     given = per_sample(edm.c_in(sigma, sigma_data), x) * given
