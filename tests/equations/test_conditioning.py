@@ -125,7 +125,7 @@ def mask_with_one_frame_more(given, frames):
 
 @impostor("conditioning.frame_mask", "one count for the whole batch, as NVIDIA's training draws it")
 def mask_of_the_first_sample(given, frames):
-    return conditioning_mask((torch.arange(frames) < given[0]).expand(len(given), -1))
+    return conditioning_mask((torch.arange(frames) < given[:1, None]).expand(len(given), -1))
 
 
 def conditioning_mask(table):
