@@ -17,7 +17,7 @@ def block_attention(
 
     A block without keys ($M = 0$) has $A = 0$ and $\ell = -\infty$.
     """
-    scores = torch.einsum("bnlk,bnmk->bnlm", q, k) / q.shape[-1] ** 0.5
+    scores = torch.einsum("bnlk,bnmk->bnlm", q / q.shape[-1] ** 0.5, k)
     return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)
 
 
