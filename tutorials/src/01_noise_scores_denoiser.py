@@ -104,7 +104,8 @@ print(f"sigma_data = {sigma_data:.3f}")
 # $$x = x_0 + \sigma\, n, \qquad n \sim \mathcal N(0, I).$$
 #
 # **The number first.** Independent variances add: the noisy points have variance $\sigma_\text{data}^2 + \sigma^2$. For
-# $\sigma = \tfrac12, 1, 2, 5$ that is **2.44, 3.19, 6.19, 27.19**. At $\sigma = 5$ nearly everything is noise.
+# $\sigma = \tfrac12, 1, 2, 5$ that is **2.44, 3.19, 6.19, 27.19** (we only have a sample, which may miss them by a few parts
+# in a thousand). At $\sigma = 5$ nearly everything is noise.
 
 # %% [markdown] tags=["pt"]
 # ## 2. Acrescentar ruído
@@ -114,8 +115,8 @@ print(f"sigma_data = {sigma_data:.3f}")
 # $$x = x_0 + \sigma\, n, \qquad n \sim \mathcal N(0, I).$$
 #
 # **Primeiro o número.** Variâncias independentes somam-se: os pontos com ruído têm variância
-# $\sigma_\text{data}^2 + \sigma^2$. Para $\sigma = \tfrac12, 1, 2, 5$ isso dá **2,44; 3,19; 6,19; 27,19**. Em $\sigma = 5$
-# quase tudo é ruído.
+# $\sigma_\text{data}^2 + \sigma^2$. Para $\sigma = \tfrac12, 1, 2, 5$ isso dá **2,44; 3,19; 6,19; 27,19** (só temos uma
+# amostra, que pode errar por alguns milésimos do valor). Em $\sigma = 5$ quase tudo é ruído.
 
 
 # %%
@@ -166,8 +167,8 @@ plt.show()
 # ## 3. O mesmo em densidades
 #
 # Acrescentar ruído a *pontos* borra a sua *densidade*, como tinta em papel molhado. Uma mancha que tinha variância $s^2$
-# passa a ter $s^2 + \sigma^2$; o centro e o peso ficam. Logo a densidade dos pontos com ruído são outra vez três manchas,
-# só que mais largas:
+# passa a ter $s^2 + \sigma^2$; o centro e o peso ficam. Logo a densidade dos pontos com ruído é feita outra vez de três
+# manchas, só que mais largas:
 #
 # $$p(x; \sigma) = \sum_m w_m\ \mathcal N\!\left(x;\ \mu_m,\ (s^2 + \sigma^2)\, I\right).$$
 #
@@ -222,7 +223,7 @@ plt.show()
 # $x = (-0.5, 0)$ the answer is $(-1, 0)$. For $\sigma = 3 s$ we go a tenth of the way: $(-1.4, 0)$.
 
 # %% [markdown] tags=["pt"]
-# Três colinas fundem-se numa só: à medida que $\sigma$ cresce, o mundo esquece os pormenores e, por fim, até quantas manchas
+# Três colinas fundem-se numa só: à medida que $\sigma$ cresce, o mundo esquece os detalhes e, por fim, até quantas manchas
 # havia. Gerar é percorrer esta fila da direita para a esquerda.
 #
 # *Garantido por* `tests/equations/test_exact.py::test_the_density_adds_up_to_one` e
@@ -379,7 +380,7 @@ check("01.mixture_denoiser", my_mixture_denoiser)
 # %% [markdown] tags=["pt"]
 # ## 6. Ninguém faz melhor
 #
-# Vamos pô-lo a competir, em $\sigma = 1$, com três denoisers que vêm logo à cabeça. Os erros são médias de quadrados por
+# Vamos fazê-lo competir, em $\sigma = 1$, com três denoisers que vêm logo à cabeça. Os erros são médias de quadrados por
 # coordenada.
 #
 # **Primeiro os números.**
@@ -606,8 +607,8 @@ plt.show()
 # this floor before we train; it is about **0.60**.
 
 # %% [markdown] tags=["pt"]
-# À esquerda 90 trajetórias, reduzidas ao mesmo tamanho em cada nível, do ruído (escuro) aos dados (claro). No início correm
-# a direito: de longe, todos os dados parecem uma só mancha. Depois, em poucos passos perto de $\sigma \approx 1$, cada uma
+# À esquerda 90 trajetórias, reduzidas ao mesmo tamanho em cada nível, do ruído (escuro) aos dados (claro). No início vão
+# em linha reta: de longe, todos os dados parecem uma só mancha. Depois, em poucos passos perto de $\sigma \approx 1$, cada uma
 # decide-se por uma mancha.
 #
 # *Garantido por* `tests/equations/test_solvers.py::test_heun_meets_the_gaussian_flow` e

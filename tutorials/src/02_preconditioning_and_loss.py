@@ -21,7 +21,7 @@
 # | symbol | meaning |
 # |---|---|
 # | $x_0$ | a clean sample |
-# | $n$ | Gaussian noise of mean 0 and variance 1, one number for each of $x_0$ |
+# | $n$ | Gaussian noise of mean 0 and variance 1, one number for each coordinate of $x_0$ |
 # | $\sigma$ | the noise level |
 # | $x = x_0 + \sigma n$ | the noisy sample |
 # | $D(x; \sigma)$ | the denoiser: what it takes $x_0$ to be |
@@ -44,7 +44,7 @@
 # | símbolo | significado |
 # |---|---|
 # | $x_0$ | uma amostra limpa |
-# | $n$ | ruído gaussiano de média 0 e variância 1, um número para cada um de $x_0$ |
+# | $n$ | ruído gaussiano de média 0 e variância 1, um número para cada coordenada de $x_0$ |
 # | $\sigma$ | o nível de ruído |
 # | $x = x_0 + \sigma n$ | a amostra ruidosa |
 # | $D(x; \sigma)$ | o denoiser: o que ele supõe que $x_0$ seja |
@@ -190,8 +190,8 @@ plt.show()
 # %% [markdown] tags=["pt"]
 # ## 2. $c_\text{skip}$: o que não precisa de rede
 #
-# Em $\sigma = 0{,}002$ a amostra ruidosa *é* a resposta, por um fio. Uma rede que tivesse de produzir o próprio $x_0$
-# precisaria copiar a entrada com três dígitos, coisa que redes fazem mal. Deixemos então que uma reta faça o que uma
+# Em $\sigma = 0{,}002$ a amostra ruidosa *é* a resposta, a menos de um fio de cabelo. Uma rede que tivesse de produzir
+# o próprio $x_0$ precisaria copiar a entrada com três dígitos, coisa que redes fazem mal. Deixemos então que uma reta faça o que uma
 # reta pode: qual múltiplo $c\,x$ está mais perto de $x_0$? É uma projeção, como na álgebra linear, com a média sobre
 # as amostras no lugar do produto escalar:
 #
@@ -511,8 +511,8 @@ for name, error, weight in (
 # be seen. In between lies a valley, and only there can a network earn anything.
 #
 # **The number first.** For our blobs the floor $\lambda L^*$ is 1.00 at both ends and goes down to about a half near
-# $\sigma = 0.15$. A log-normal $\sigma$ puts the training into the valley: Cosmos draws with $P_\text{mean} = 0$,
-# $P_\text{std} = 1$ for its video latents. Our valley lies lower, so we take $-1.2$ and $1.8$: $e^{-1.2} = 0.30$ is
+# $\sigma = 0.15$. A log-normal $\sigma$ puts the training into the valley: NVIDIA's training code draws with
+# $P_\text{mean} = 0$, $P_\text{std} = 1$ for video latents. Our valley lies lower, so we take $-1.2$ and $1.8$: $e^{-1.2} = 0.30$ is
 # the median.
 
 # %% [markdown] tags=["pt"]
@@ -523,8 +523,8 @@ for name, error, weight in (
 # ali uma rede pode ganhar alguma coisa.
 #
 # **Primeiro o número.** Para as nossas manchas o piso $\lambda L^*$ é 1,00 nas duas pontas e desce a cerca de um meio
-# perto de $\sigma = 0{,}15$. Um $\sigma$ log-normal põe o treino no vale: o Cosmos sorteia com $P_\text{mean} = 0$,
-# $P_\text{std} = 1$ para os seus latentes de vídeo. O nosso vale fica mais abaixo, por isso usamos $-1{,}2$ e $1{,}8$:
+# perto de $\sigma = 0{,}15$. Um $\sigma$ log-normal põe o treino no vale: o código de treino da NVIDIA sorteia com
+# $P_\text{mean} = 0$, $P_\text{std} = 1$ para latentes de vídeo. O nosso vale fica mais abaixo, por isso usamos $-1{,}2$ e $1{,}8$:
 # a mediana é $e^{-1{,}2} = 0{,}30$.
 
 
@@ -676,8 +676,8 @@ plt.show()
 # %% [markdown] tags=["en"]
 # Read the table row by row, and be strict with each term.
 #
-# * $c_\text{in}$ helps where noise is strong, and does nothing for the left column: there the trouble is not the
-#   input.
+# * $c_\text{in}$ helps where noise is strong, and is no help in the left column, which may even come out worse: there
+#   the trouble is not the input.
 # * $c_\text{skip}$ and $c_\text{out}$ do away with that trouble. Nothing below comes near this step.
 # * $\lambda$ and $c_\text{noise}$ gain another factor of a few where noise is weak.
 # * The log-normal $\sigma$ moves effort from the ends, where all are good already, into the valley. It costs something
@@ -689,9 +689,10 @@ plt.show()
 # %% [markdown] tags=["pt"]
 # Leia a tabela linha por linha, e seja severo com cada termo.
 #
-# * $c_\text{in}$ ajuda onde o ruído é forte, e nada faz pela coluna da esquerda: ali o problema não é a entrada.
+# * $c_\text{in}$ ajuda onde o ruído é forte, e em nada ajuda a coluna da esquerda, que pode até piorar: ali o problema
+#   não é a entrada.
 # * $c_\text{skip}$ e $c_\text{out}$ acabam com esse problema. Nada do que vem depois chega perto desse salto.
-# * $\lambda$ e $c_\text{noise}$ ganham mais um fator de alguns onde o ruído é fraco.
+# * $\lambda$ e $c_\text{noise}$ ainda reduzem o erro algumas vezes onde o ruído é fraco.
 # * O $\sigma$ log-normal tira esforço das pontas, onde todos já vão bem, e o põe no vale. Custa algo à esquerda: nada
 #   é de graça.
 #
@@ -874,8 +875,8 @@ panel.legend(fontsize=10)
 plt.show()
 
 # %% [markdown] tags=["en"]
-# *Held by* `tests/equations/test_edm.py::loss_weight_of_the_seed`, an impostor that the laws reject ·
-# [errata](../docs/en/errata.md)
+# *Held by* `tests/equations/test_impostors.py::test_no_impostor_passes[edm.loss_weight-loss_weight_of_the_seed]`: the
+# wrong form is an impostor, and the laws reject it · [errata](../docs/en/errata.md#lambda-square)
 #
 # **Without $e^{-u}$.** The same text prints the total loss as $\lambda L + u$. Train nothing but $u$, at one level
 # where $\lambda L = 0.5$, by plain gradient descent at rate 0.1.
@@ -885,8 +886,8 @@ plt.show()
 # curve, and nothing was learned: $\lambda L$ is 0.5 as before.
 
 # %% [markdown] tags=["pt"]
-# *Garantido por* `tests/equations/test_edm.py::loss_weight_of_the_seed`, um impostor que as leis rejeitam ·
-# [errata](../../docs/pt/errata.md)
+# *Garantido por* `tests/equations/test_impostors.py::test_no_impostor_passes[edm.loss_weight-loss_weight_of_the_seed]`:
+# a forma errada é um impostor, e as leis o rejeitam · [errata](../../docs/pt/errata.md#lambda-square)
 #
 # **Sem $e^{-u}$.** O mesmo texto imprime a perda total como $\lambda L + u$. Treine apenas $u$, num nível em que
 # $\lambda L = 0{,}5$, por descida de gradiente simples com taxa 0,1.
@@ -925,8 +926,9 @@ panel.legend()
 plt.show()
 
 # %% [markdown] tags=["en"]
-# *Held by* `tests/equations/test_losses.py::uncertainty_of_the_seed`, an impostor that the laws reject ·
-# [errata](../docs/en/errata.md)
+# *Held by*
+# `tests/equations/test_impostors.py::test_no_impostor_passes[losses.uncertainty_weighted-uncertainty_of_the_seed]`:
+# again an impostor that the laws reject · [errata](../docs/en/errata.md#total-loss-exp)
 #
 # ## What to keep
 #
@@ -936,8 +938,9 @@ plt.show()
 # to walk with it from noise to a sample.
 
 # %% [markdown] tags=["pt"]
-# *Garantido por* `tests/equations/test_losses.py::uncertainty_of_the_seed`, um impostor que as leis rejeitam ·
-# [errata](../../docs/pt/errata.md)
+# *Garantido por*
+# `tests/equations/test_impostors.py::test_no_impostor_passes[losses.uncertainty_weighted-uncertainty_of_the_seed]`:
+# outra vez um impostor que as leis rejeitam · [errata](../../docs/pt/errata.md#total-loss-exp)
 #
 # ## O que guardar
 #

@@ -104,7 +104,7 @@ torch.set_num_threads(1)
 #
 # $$x(\sigma') = x(\sigma)\, \sqrt{\frac{\sigma'^2 + s^2}{\sigma^2 + s^2}}.$$
 #
-# **Primeiro o número.** De $x = 80$ em $\sigma = 80$, um desvio padrão para fora, a estrada leva a
+# **Primeiro o número.** De $x = 80$ em $\sigma = 80$, a um desvio padrão do centro, a estrada leva a
 # $80 \cdot 0{,}5 / \sqrt{6400{,}25} = 0{,}499990$: um desvio padrão dos dados.
 
 # %%
@@ -321,7 +321,7 @@ check("03.euler_in_log", euler_in_log)
 #   questions a step.
 # * **RES 2AB** remembers. On the logarithmic ruler $\ell = -\ln\sigma$ the road is $\mathrm dx/\mathrm d\ell = D - x$.
 #   The part $-x$ is solved exactly, that is Euler's $e^{-h}$ above; and $D$ is drawn as the straight line through its
-#   last two values. One question a step: the sampler Cosmos was first released with.
+#   last two values. One question a step: the sampler in NVIDIA's training code, and probably of Cosmos' first release.
 #
 # ### Exercise 3: Heun
 #
@@ -338,7 +338,8 @@ check("03.euler_in_log", euler_in_log)
 #   passo.
 # * **RES 2AB** se lembra. Na régua logarítmica $\ell = -\ln\sigma$ a estrada é $\mathrm dx/\mathrm d\ell = D - x$. A
 #   parte $-x$ é resolvida exatamente, é o $e^{-h}$ de Euler, acima; e $D$ é traçado como a reta que passa pelos seus
-#   dois últimos valores. Uma pergunta por passo: o amostrador com que o Cosmos foi publicado primeiro.
+#   dois últimos valores. Uma pergunta por passo: é o amostrador do código de treino da NVIDIA e, ao que parece, da
+#   primeira publicação do Cosmos.
 #
 # ### Exercício 3: Heun
 #
@@ -494,8 +495,8 @@ plt.show()
 # %% [markdown] tags=["pt"]
 # *Garantido por* `tests/equations/test_solvers.py::test_euler_converges_to_the_flow_of_a_mixture_with_order_one`,
 # `tests/equations/test_solvers.py::test_heun_converges_to_the_flow_of_a_mixture_with_order_two` e
-# `tests/equations/test_solvers.py::test_res_2ab_converges_to_the_flow_of_a_mixture_with_order_two`, e pelas suas
-# iguais para a gaussiana
+# `tests/equations/test_solvers.py::test_res_2ab_converges_to_the_flow_of_a_mixture_with_order_two`, e pelas
+# correspondentes para a gaussiana
 
 # %% [markdown] tags=["en"]
 # ## 6. Two films: where it is, and where it thinks it goes
@@ -513,8 +514,8 @@ plt.show()
 # À esquerda, $x$ a caminho, dividido por $\sqrt{\sigma^2 + s^2}$ (isto é, vezes $c_\text{in}$) para continuar à vista.
 # À direita, nos mesmos momentos, $D(x)$: o que o denoiser supõe ser o fim.
 #
-# **Primeiro o número.** Em $\sigma = 80$ todas as estimativas ficam a cerca de 0,01 do meio, se tanto, a média dos
-# dados: é o melhor palpite quando nada se vê. Quando $\sigma$ passa pelas distâncias entre as manchas, a estimativa se
+# **Primeiro o número.** Em $\sigma = 80$ todas as estimativas ficam a cerca de 0,01, no máximo, do meio, que é a
+# média dos dados: o melhor palpite quando nada se vê. Quando $\sigma$ passa pelas distâncias entre as manchas, a estimativa se
 # decide, e muito antes do fim cada caminho tem a sua mancha.
 
 # %%
