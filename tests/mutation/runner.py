@@ -113,7 +113,6 @@ def chunks(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
 
 def preload() -> None:
     """Import what every mutant needs and none changes."""
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     import beartype  # noqa: F401
     import einops  # noqa: F401
     import jaxtyping  # noqa: F401
@@ -134,6 +133,7 @@ def fork(work: Callable, chunk: list[Mutant]) -> tuple[int, int]:
         silence = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(silence, descriptor)
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         os.chdir(ROOT)
         sys.path.insert(0, str(ROOT))
         resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
@@ -190,12 +190,9 @@ def pytest_main(files: Iterable[Path], loop: Callable) -> int:
     class Instead:
         @pytest.hookimpl(tryfirst=True)
         def pytest_runtestloop(self, session):
-            for plugin in list(session.config.pluginmanager.get_plugins()):
-                if type(plugin).__name__ == "Recorder":
-                    session.config.pluginmanager.unregister(plugin)
             return loop(session) if not session.testsfailed else True
 
-    options = ["-q", "-p", "no:cacheprovider"]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:equations-recorder"]
     return pytest.main([*options, *map(str, sorted(files))], plugins=[Instead()])
 
 

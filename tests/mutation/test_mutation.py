@@ -1,11 +1,11 @@
-"""Mutants differ in one place, none is overlooked, and what the last run left alive is explained."""
+"""Mutants differ in one place, none is overlooked, and no explanation outlives its mutant."""
 
 import pytest
 from cosmic_ray.ast import get_ast
 from cosmic_ray.mutating import mutate_code
 
 from tests.mutation import runner
-from tests.mutation.__main__ import NOTHING_TO_CHANGE, scope
+from tests.mutation.__main__ import NOTHING_TO_CHANGE, explanations, scope
 from tests.mutation.mutants import PACKAGE, Mutant, functions, mutants
 from tests.mutation.operators import OWN
 
@@ -46,3 +46,11 @@ def test_every_module_in_scope_has_tests():
         for mutant in (Mutant(module, name, 0, "", "") for name in functions((PACKAGE / module).read_text())):
             files, _ = runner.tests_of(mutant)
             assert files and all(path.is_file() for path in files), mutant.function
+
+
+def test_every_explanation_is_of_a_mutant_that_can_still_be_made():
+    """Whoever changes a line says anew why its survivors may live."""
+    explained = [(e["module"], e["function"], e["change"].strip()) for e in explanations()]
+    made = {(m.module, m.function, m.change.strip()) for module in {e[0] for e in explained} for m in mutants(module)}
+    assert not set(explained) - made
+    assert len(set(explained)) == len(explained)
