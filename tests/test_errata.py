@@ -135,7 +135,7 @@ def test_an_error_of_the_noise_is_an_error_of_the_video_over_sigma_squared(seed,
 
 
 def test_a_denoiser_that_returned_the_noise_would_do_worse_than_nothing():
-    """Its error is 1 + sigma_data^2 at every level; leaving the sample as it is costs sigma^2."""
+    """Its error is 1 + sigma_data^2 at every level; leaving the sample as it is costs sigma^2: less, below 1.118."""
     x0, n = normal(1, 100_000) * SIGMA_DATA, normal(2, 100_000)
     for sigma in (0.002, 0.1, 1.0):
         nothing = (x0 + sigma * n - x0).square().mean().item()
