@@ -93,7 +93,11 @@ class Case:
 
     def sigma(self, name: str, low: float = 2e-3, high: float = 80.0) -> Tensor:
         """A noise level, from `low` to `high`, as often small as large: a float64 scalar."""
-        return self.show(name, self._level(low, high))
+        from hypothesis import strategies as st
+
+        levels = [digit * 10.0**power for power in range(-9, 10) for digit in (1, 2, 5)]
+        near_one = sorted((level for level in levels if low <= level <= high), key=lambda level: abs(math.log(level)))
+        return self.show(name, _float64(self._draw(st.sampled_from(near_one))))
 
     def numbers(self, name: str, *shape: int, low: float = -4.0, high: float = 4.0) -> Tensor:
         """A float64 tensor of multiples of 1/8."""
@@ -103,30 +107,12 @@ class Case:
         values = self._draw(st.lists(st.integers(round(8 * low), round(8 * high)), min_size=size, max_size=size))
         return self.show(name, _float64(values).reshape(shape) / 8)
 
-    def sigmas(self, name: str, count: int, low: float = 2e-3, high: float = 80.0) -> Tensor:
-        """`count` noise levels, each from `low` to `high`: a float64 tensor."""
-        return self.show(name, torch.stack([self._level(low, high) for _ in range(count)]))
-
     def weights(self, name: str, count: int) -> Tensor:
         """`count` positive numbers that add up to one."""
         from hypothesis import strategies as st
 
         values = _float64(self._draw(st.lists(st.integers(1, 8), min_size=count, max_size=count)))
         return self.show(name, values / values.sum())
-
-    def noise(self, *shape: int) -> Tensor:
-        """Unit Gaussian float64 noise from a drawn seed; too long to be shown."""
-        from hypothesis import strategies as st
-
-        seed = self._draw(st.integers(0, 2**31 - 1))
-        return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-    def _level(self, low: float, high: float) -> Tensor:
-        from hypothesis import strategies as st
-
-        levels = [digit * 10.0**power for power in range(-9, 10) for digit in (1, 2, 5)]
-        near_one = sorted((level for level in levels if low <= level <= high), key=lambda level: abs(math.log(level)))
-        return _float64(self._draw(st.sampled_from(near_one)))
 
     def show(self, name: str, value: Any) -> Any:
         """Put a value into the counter-example, if there is one, and return it."""
