@@ -22,10 +22,11 @@ from cosmos_ref.traceability import EQUATIONS
 CHECKOUT = Path(cosmos_ref.__file__).parent.parent
 IMPOSTORS_ARE_REJECTED = "tests/equations/test_impostors.py::test_no_impostor_passes"
 WORST = ["passed", "skipped", "not run", "failed"]
-NAMES = {"nvidia": "NVIDIA", "pytorch": "PyTorch", "fsq": "FSQ", "ntk": "NTK"} | {
-    name: name.title()
-    for name in ("euler", "fourier", "gaussian", "haar", "heun", "karras", "kendall", "pluecker", "ralston", "wiener")
-}
+NAMES = (
+    {"edms": "EDM's", "nvidias": "NVIDIA's", "pytorch": "PyTorch", "pytorchs": "PyTorch's"}
+    | {name: name.upper() for name in ("edm", "ema", "ntk", "ode", "psnr", "rms", "t5")}
+    | {name: name.title() for name in ("cosmos", "euler", "fourier", "gaussian", "haar", "heun", "karras", "wiener")}
+)
 """Words that a test's name cannot write as they are written."""
 
 
