@@ -279,7 +279,8 @@ def test_the_largest_numbers_there_are_get_the_end_levels(levels, dtype):
 
 
 @impostor(
-    "quantization.fsq_quantize", "in the precision of the encoder: in bfloat16 one unit normal number in 140 changes level"
+    "quantization.fsq_quantize",
+    "in the precision of the encoder: in bfloat16 one unit normal number in 140 changes level",
 )
 def quantize_in_the_precision_of_the_encoder(z, levels, margin):
     return quantization.fsq_round(quantization.fsq_bound(z, levels, margin)) / (z.new_tensor(levels) // 2)
