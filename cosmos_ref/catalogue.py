@@ -70,7 +70,7 @@ def show_equations(console: Console, id: str | None) -> None:
     show_result(console, id, record)
 
 
-def test_equations(console: Console, id: str | None) -> bool:
+def run_tests(console: Console, id: str | None) -> bool:
     """Run what verifies an equation, or all of them; print how it ended, and say whether all of it held.
 
     Raises:
@@ -109,7 +109,7 @@ def check_equation(id: str) -> None:
     near = near or difflib.get_close_matches(id, EQUATIONS, n=3)
     raise UserError(
         f"no equation is called {id!r}; "
-        + (f"did you mean {', '.join(near)}?" if near else "`cosmos-ref equations` lists them all")
+        + (f"did you mean {', '.join(near[:3])}?" if near else "`cosmos-ref equations` lists them all")
     )
 
 

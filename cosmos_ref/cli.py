@@ -60,11 +60,11 @@ def equations(id: Annotated[str | None, tyro.conf.Positional] = None, test: bool
         id: an equation, for example edm.loss_weight.
         test: run the tests that verify it, or those of all equations; the exit code is 1 if a law fails.
     """
-    from cosmos_ref.catalogue import show_equations, test_equations
+    from cosmos_ref.catalogue import run_tests, show_equations
 
     if not test:
         show_equations(Console(), id)
-    elif not test_equations(Console(), id):
+    elif not run_tests(Console(), id):
         sys.exit(FAILURE)
 
 

@@ -161,7 +161,7 @@ def training_bytes(parameters: int) -> int:
     bfloat16 weights with a float32 copy, or float32 weights alone; their float32 average; gradients in the precision
     of the weights; AdamW's two float32 moments.
     """
-    return (2 + 4 + 4 + 2 + 8) * parameters
+    return (2 + 4 + 4 + 2 + 8) * parameters  # weights, their copy, average, gradients, moments
 
 
 @equation(

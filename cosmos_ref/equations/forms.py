@@ -6,6 +6,7 @@ $$\lambda\, \lVert D - x_0 \rVert^2 = \lambda \sigma^2\, \lVert \hat n - n \rVer
   = \lVert \hat v - v \rVert^2 = \lVert F - F^* \rVert^2.$$
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -68,6 +69,8 @@ def noise_loss_weight(sigma: Sigma, sigma_data: float) -> Sigma:
 
     $$\lambda(\sigma)\, \sigma^2 = 1 + \frac{\sigma^2}{\sigma_\text{data}^2} = \frac{1}{\cos^2\varphi}$$
 
-    It is 1 only at small noise: the unweighted "epsilon loss" asks far less of a model where noise is strong.
+    It is 1 only at small noise: the unweighted "epsilon loss" asks far less of a model where noise is strong. Computed
+    in float32 at least, as `edm.loss_weight` is: at the strongest noise float16 has no such number.
     """
-    return 1 + (sigma / sigma_data) ** 2
+    wide = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
+    return 1 + (wide / sigma_data) ** 2

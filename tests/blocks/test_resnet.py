@@ -37,6 +37,12 @@ def test_a_block_whose_last_convolution_is_silent_leaves_its_input():
     assert torch.equal(block(x), x)
 
 
+def test_a_block_as_wide_behind_as_before_has_nothing_to_learn_in_its_shortcut():
+    with torch.device("meta"):
+        block = ResnetBlock(int("512"), int("512"))  # two numbers that are equal, and not one object
+    assert not list(block.shortcut.parameters())
+
+
 @given(seed=seeds)
 def test_a_block_is_norm_swish_convolution_twice_around_a_shortcut(seed):
     block = drawn_weights(ResnetBlock(6, 4), seed)

@@ -297,7 +297,7 @@ def test_a_rank_below_three_quarters_of_the_width_saves(model):
     fewer = 9 * n * width**2 - 3 * (4 * n + 1) * rank * width
     share = costs.adaln_saving(parameters_of(model), width, n)
     assert share == pytest.approx(fewer / (sum(parameters_of(model).values()) + fewer), abs=1e-15)  # of a float
-    assert share > 0 or rank > 9 * n * width / (3 * (4 * n + 1)) - 1
+    assert (share > 0) == (rank < 3 * n * width / (4 * n + 1))
 
 
 @impostor("costs.adaln_saving", "of rounded sizes, as the paper's 36 %: 1 - 7/11")

@@ -313,6 +313,17 @@ def test_a_silent_network_pays_one_for_its_noise_too(sigma, sigma_data):
     torch.testing.assert_close(weighted, torch.ones_like(sigma), rtol=1e-12, atol=0)
 
 
+@pytest.mark.verifies("forms.noise_loss_weight")
+def test_the_noise_weight_of_a_level_in_half_precision_is_a_number():
+    """80 times the root of 16 latent frames: 1 + 640^2 is more than float16 can hold."""
+    assert forms.noise_loss_weight(torch.tensor([320.0], dtype=torch.float16), 0.5).item() == 1 + 640**2
+
+
+@impostor("forms.noise_loss_weight", "in the precision of sigma: infinite in float16 beyond 128")
+def noise_weight_in_the_precision_of_sigma(sigma, sigma_data):
+    return 1 + (sigma / sigma_data) ** 2
+
+
 @impostor("forms.noise_loss_weight", "1: the plain epsilon loss")
 def unweighted_noise_loss(sigma, sigma_data):
     return torch.ones_like(sigma)

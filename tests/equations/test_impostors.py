@@ -21,7 +21,7 @@ def collect_laws() -> dict[str, list]:
 
 
 LAWS = collect_laws()
-ALL_LAWS = sorted({law for laws in LAWS.values() for law in laws}, key=lambda law: law.__name__)
+ALL_LAWS = sorted({law for laws in LAWS.values() for law in laws}, key=lambda law: (law.__module__, law.__name__))
 
 
 @pytest.mark.parametrize(

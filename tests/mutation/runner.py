@@ -27,7 +27,7 @@ SECONDS = 60
 """A mutant that takes longer has been noticed: the tests of one function take a few seconds."""
 BYTES = 24 * 2**30
 """Address space of a mutant's process: one that asks for more has been noticed, too."""
-CHUNK = 100
+CHUNK = 25
 """Mutants of one module that a judge takes: enough to make collecting worth it, few enough to share among cores."""
 
 TESTS = {
@@ -104,7 +104,7 @@ def run_all(mutants: Iterable[Mutant], workers: int) -> Iterator[tuple[Mutant, s
 
 
 def chunks(mutants: Iterable[Mutant]) -> list[list[Mutant]]:
-    """Mutants of the same module, a hundred at most together."""
+    """Mutants of the same module, a few dozen at most together."""
     modules: dict[str, list[Mutant]] = {}
     for mutant in mutants:
         modules.setdefault(mutant.module, []).append(mutant)
