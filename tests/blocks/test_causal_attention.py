@@ -48,6 +48,24 @@ def test_spatial_attention_stays_within_a_frame_and_reaches_all_of_it(spatial, s
     assert touched.sum() == 12
 
 
+def alone():
+    return AxisAttention(WIDTH, WITHIN_FRAMES, causal=False)
+
+
+def of_mid_block():
+    return MidBlock(WIDTH).spatial_attention
+
+
+@pytest.mark.parametrize("build", [alone, of_mid_block])
+def test_spatial_attention_of_a_frame_is_softmax_attention_over_its_pixels(build):
+    spatial = drawn_weights(build())
+    x = normal(0, 2, WIDTH, 3, 3, 4)
+    y = spatial.norm(x)
+    q, k, v = (rearrange(to(y), "B C T H W -> B T (H W) C") for to in (spatial.to_q, spatial.to_k, spatial.to_v))
+    mixed = rearrange(attention.softmax_attention(q, k, v), "B T (H W) C -> B C T H W", H=3)
+    torch.testing.assert_close(spatial(x), x + spatial.to_out(mixed), **EXACT)
+
+
 @given(seed=seeds, frame=st.integers(0, 3))
 def test_temporal_attention_never_looks_ahead_and_sees_all_that_was(temporal, seed, frame):
     """Exactly. The norm goes over whole frames, so a change reaches every pixel of the frames from its own on."""
