@@ -139,3 +139,13 @@ def test_a_level_without_stride_is_left_as_it_is(step):
 def test_an_image_keeps_its_one_frame_through_both():
     x = normal(0, 1, WIDTH, 1, 4, 4)
     assert drawn(upsample(WIDTH, (2, 2)))(drawn(downsample(WIDTH, (2, 2)))(x)).shape == x.shape
+
+
+def test_a_kernel_that_is_wider_than_high_gives_a_frame_of_the_same_size():
+    layer = drawn(CausalConv3d(WIDTH, WIDTH, (1, 1, 3)))
+    x = normal(0, 1, WIDTH, 2, 3, 4)
+    left, here, right = (layer.weight[:, :, 0, 0, i] for i in range(3))
+    inner = sum(torch.einsum("oc,bcthw->bothw", w, x[..., i : i + 2]) for i, w in enumerate((left, here, right)))
+    y = layer(x)
+    assert y.shape == x.shape
+    torch.testing.assert_close(y[..., 1:3], inner + layer.bias[:, None, None, None], **EXACT)

@@ -95,3 +95,8 @@ def test_two_clips_with_a_past_each_may_take_turns(module, seed):
     then = [module(clip[:, :, 1:], past) for clip, past in zip(clips, pasts, strict=True)]
     for clip, parts in zip(clips, zip(first, then, strict=True), strict=True):
         torch.testing.assert_close(torch.cat(parts, dim=2), module(clip), **CLOSE)
+
+
+def test_a_past_begins_before_the_first_frame():
+    assert Past() == {}
+    assert Past().latent_frames == 0
