@@ -141,11 +141,14 @@ def test_an_image_keeps_its_one_frame_through_both():
     assert drawn(upsample(WIDTH, (2, 2)))(drawn(downsample(WIDTH, (2, 2)))(x)).shape == x.shape
 
 
-def test_a_kernel_that_is_wider_than_high_gives_a_frame_of_the_same_size():
-    layer = drawn(CausalConv3d(WIDTH, WIDTH, (1, 1, 3)))
-    x = normal(0, 1, WIDTH, 2, 3, 4)
-    left, here, right = (layer.weight[:, :, 0, 0, i] for i in range(3))
-    inner = sum(torch.einsum("oc,bcthw->bothw", w, x[..., i : i + 2]) for i, w in enumerate((left, here, right)))
-    y = layer(x)
-    assert y.shape == x.shape
-    torch.testing.assert_close(y[..., 1:3], inner + layer.bias[:, None, None, None], **EXACT)
+@pytest.mark.parametrize("kernel", [(1, 1, 3), (1, 3, 1), (1, 5, 3), (1, 3, 5)])
+def test_a_kernel_in_space_has_zeros_on_all_sides_for_a_frame_of_the_same_size(kernel):
+    layer = drawn(CausalConv3d(WIDTH, WIDTH, kernel))
+    x = normal(0, 1, WIDTH, 2, 5, 6)
+    same = nn.functional.conv3d(x, layer.weight, layer.bias, padding="same")
+    torch.testing.assert_close(layer(x), same, **EXACT)
+
+
+@pytest.mark.parametrize("step, taps", [(HalveSpace, 9), (HalveTime, 3), (DoubleTime, 3), (DoubleSpace, 9)])
+def test_a_step_looks_at_three_frames_or_three_by_three_pixels(step, taps):
+    assert sum(parameter.numel() for parameter in step(WIDTH).parameters()) == taps * WIDTH**2 + WIDTH
