@@ -152,3 +152,13 @@ def test_a_kernel_in_space_has_zeros_on_all_sides_for_a_frame_of_the_same_size(k
 @pytest.mark.parametrize("step, taps", [(HalveSpace, 9), (HalveTime, 3), (DoubleTime, 3), (DoubleSpace, 9)])
 def test_a_step_looks_at_three_frames_or_three_by_three_pixels(step, taps):
     assert sum(parameter.numel() for parameter in step(WIDTH).parameters()) == taps * WIDTH**2 + WIDTH
+
+
+@given(seeds)
+def test_doubling_repeats_frames_and_pixels_and_adds_what_the_convolution_makes_of_them(seed):
+    x = normal(seed, 1, WIDTH, 3, 2, 4)
+    in_time, in_space = drawn(DoubleTime(WIDTH), seed), drawn(DoubleSpace(WIDTH), seed)
+    frames = x.repeat_interleave(2, dim=2)[:, :, 1:]  # the first stands alone
+    pixels = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+    torch.testing.assert_close(in_time(x), frames + in_time.conv(frames), **EXACT)
+    torch.testing.assert_close(in_space(x), pixels + in_space.conv(pixels), **EXACT)
