@@ -162,3 +162,10 @@ def test_doubling_repeats_frames_and_pixels_and_adds_what_the_convolution_makes_
     pixels = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
     torch.testing.assert_close(in_time(x), frames + in_time.conv(frames), **EXACT)
     torch.testing.assert_close(in_space(x), pixels + in_space.conv(pixels), **EXACT)
+
+
+@pytest.mark.parametrize("build", [downsample, upsample])
+@pytest.mark.parametrize("stride, taps", [((1, 1), []), ((2, 1), [3, 1]), ((1, 2), [9, 1]), ((2, 2), [3, 9, 1])])
+def test_whatever_changes_the_size_ends_by_mixing_the_channels_of_each_pixel(build, stride, taps):
+    counted = sum(parameter.numel() for parameter in build(WIDTH, stride).parameters())
+    assert counted == sum(tap * WIDTH**2 + WIDTH for tap in taps)
