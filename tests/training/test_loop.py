@@ -59,6 +59,8 @@ def records(run):
 
 def press_ctrl_c():
     signal.raise_signal(signal.SIGINT)  # to this thread: two sent to the process may arrive as one
+    for _ in range(100):  # Python looks for signals at every turn: here, and not where an exception would be ignored
+        pass
 
 
 def crash():
