@@ -1,11 +1,13 @@
 """Mutants differ in one place, none is overlooked, and no explanation outlives its mutant."""
 
+import json
+
 import pytest
 from cosmic_ray.ast import get_ast
 from cosmic_ray.mutating import mutate_code
 
 from tests.mutation import runner
-from tests.mutation.__main__ import NOTHING_TO_CHANGE, explanations, scope
+from tests.mutation.__main__ import NOTHING_TO_CHANGE, RESULTS, explanations, failures, scope
 from tests.mutation.mutants import PACKAGE, Mutant, functions, mutants
 from tests.mutation.operators import OWN
 
@@ -54,3 +56,10 @@ def test_every_explanation_is_of_a_mutant_that_can_still_be_made():
     made = {(m.module, m.function, m.change.strip()) for module in {e[0] for e in explained} for m in mutants(module)}
     assert not set(explained) - made
     assert len(set(explained)) == len(explained)
+
+
+def test_the_last_run_reached_its_goals_and_every_survivor_is_explained():
+    results = json.loads(RESULTS.read_text())["modules"]
+    assert set(results) == set(scope())
+    assert not failures(results)
+    assert all(entry["en"].strip() and entry["pt"].strip() for entry in explanations())
