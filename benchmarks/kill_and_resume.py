@@ -21,11 +21,11 @@ from pathlib import Path
 TRAIN = """
 import dataclasses, sys
 from cosmos_ref.config import PRESETS
-from cosmos_ref.training.data import WorldSource
+from cosmos_ref.training.sources import WorldSource
 from cosmos_ref.training.loop import train
 config = PRESETS["micro"]
 config = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=24, checkpoint_every=4))
-source = WorldSource(config.clip, config.train.world, config.train.seed)
+source = WorldSource(config.clip, config.data.world, config.train.seed)
 print("ready", flush=True)
 train(config, sys.argv[1], source, resume=True, progress=False)
 """

@@ -103,12 +103,12 @@ class Train:
 
     def run(self) -> None:
         """Train."""
-        from cosmos_ref.training.data import FolderSource, WorldSource
         from cosmos_ref.training.loop import train
+        from cosmos_ref.training.sources import FolderSource, WorldSource
 
         config = Config(name=self.preset, **{name: getattr(self, name) for name in SECTIONS})
         if self.data is None:
-            source = WorldSource(config.clip, kind=config.train.world, seed=config.train.seed)
+            source = WorldSource(config.clip, kind=config.data.world, seed=config.train.seed)
         else:
             source = FolderSource(self.data, config.clip, resize=self.resize, seed=config.train.seed)
         checkpoint = train(config, self.out, source, resume=self.resume, device=self.device, t5_folder=self.t5)

@@ -181,6 +181,62 @@ class ClipConfig:
             raise UserError(f"fps {self.fps:g} is not accepted: give a frame rate from {low:g} to {high:g}")
 
 
+BUCKETS: dict[str, tuple[tuple[int, int], ...]] = {
+    "32": ((32, 32), (24, 32), (32, 24), (24, 40), (40, 24)),
+    "48": ((48, 48), (48, 64), (64, 48), (40, 72), (72, 40)),
+    "256": ((256, 256), (256, 320), (320, 256), (192, 320), (320, 192)),
+    "480": ((480, 480), (480, 640), (640, 480), (432, 768), (768, 432)),
+    "512": ((512, 512), (512, 640), (640, 512), (384, 640), (640, 384)),
+    "720": ((960, 960), (704, 960), (960, 704), (704, 1280), (1280, 704)),
+    "1024": ((1024, 1024), (1024, 1280), (1280, 1024), (768, 1280), (1280, 768)),
+    "1080": ((1024, 1024), (1056, 1440), (1440, 1056), (1056, 1920), (1920, 1056)),
+}
+"""Sizes (height, width) of the aspect ratios 1:1, 4:3, 3:4, 16:9 and 9:16; 32 and 48 are toys of ours."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips a training sees."""
+
+    world: str = "mixed"
+    """Kind of simulated scene, where there are no files."""
+    buckets: str = "one"
+    """Sizes that clips are brought to, by their aspect ratio: a key of BUCKETS, or `one`, the clip's own."""
+    image_share: float = 0.0
+    """Share of the updates that see images, as many tokens of them as an update of videos has."""
+    min_height: int = 0
+    """Files with fewer lines than this are left out."""
+    min_sharpness: float = 0.0
+    """Clips that are more blurred than this are left out; `prepare` measures it."""
+
+    def __post_init__(self):
+        if self.buckets != "one" and self.buckets not in BUCKETS:
+            raise UserError(f"data.buckets {self.buckets!r} is unknown: give one of one, {', '.join(BUCKETS)}")
+        if not 0 <= self.image_share <= 1:
+            raise UserError(f"data.image_share is {self.image_share}; it must be from 0 to 1")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a training is spread over processes; it decides nothing about the result.
+
+    world = replicate * shard * cp, where `shard` is what is left.
+    """
+
+    world: int = 0
+    """Processes; 0 is as many as the launcher starts."""
+    replicate: int = 1
+    """Groups that each hold all the weights (hybrid sharding)."""
+    cp: int = 1
+    """Processes that share the tokens of each clip (context parallelism)."""
+    ulysses: int = 0
+    """Of these, how many exchange heads; the rest is a ring. 0 is the most that divides the number of heads."""
+    recompute: bool = False
+    """Whether the backward pass computes each block's activations again instead of keeping them."""
+    compile: bool = False
+    """Whether each block is compiled."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a preset is trained."""
@@ -195,14 +251,18 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-10
     max_grad_norm: float = 1.0
-    ema_std: float = 0.05
-    """Width of the weight average, relative to the length of the training."""
+    micro_batch: int = 0
+    """Clips that a process takes at once, all of one bucket; 0 is all of its share."""
+    video_noise_shift: bool = False
+    """Whether noise levels of videos are raised by the square root of their latent frames."""
+    loss_scale: float = 1.0
+    """Factor of the loss; the paper has 10. AdamW does not mind it, the limit of the gradient's norm does."""
+    ema_stds: tuple[float, ...] = (0.05,)
+    """Widths of the weight averages, relative to the length of the training; the first is sampled from."""
     text_dropout: float = 0.2
     given_latents: tuple[float, ...] = (0.3, 0.2, 0.5)
     """Probability of 0, 1, 2, ... given latent frames: Text2World and Video2World in one batch."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    world: str = "mixed"
-    """Kind of simulated scene, where there is no folder of videos."""
     seed: int = 0
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
@@ -253,6 +313,7 @@ class Config:
     tokenizer: TokenizerConfig = HaarPCAConfig()
     text: TextConfig = TextConfig()
     clip: ClipConfig = ClipConfig()
+    data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
 
@@ -320,7 +381,7 @@ def _cosmos(name: str, video2world: bool) -> Config:
             warmup_steps=2500,
             cooling_steps=0,
             weight_decay=0.1,
-            ema_std=0.1,
+            ema_stds=(0.1, 0.05, 0.025),
             given_latents=(1 / 3, 1 / 3, 1 / 3),
             precision="bf16",
         ),
@@ -344,6 +405,7 @@ PRESETS: dict[str, Config] = {
         model=ModelConfig(
             width=128, depth=4, num_heads=4, text_width=64, adaln_lora_dim=32, video2world=True, max_tokens=(16, 32, 32)
         ),
+        data=DataConfig(world="single"),
         # Motion is decided at strong noise, and given frames tell the speed only while they are hardly noised.
         diffusion=DiffusionConfig(p_mean=1.2, p_std=1.4, augment_p_mean=-5.0, augment_p_std=1.0, sigma_max=40.0),
         train=TrainConfig(
@@ -352,7 +414,6 @@ PRESETS: dict[str, Config] = {
             learning_rate=5e-3,
             cooling_steps=300,
             given_latents=(0.2, 0.1, 0.7),
-            world="single",
         ),
         sample=SampleConfig(guidance=1.0),
     ),

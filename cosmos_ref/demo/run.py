@@ -35,8 +35,9 @@ from cosmos_ref.pipelines.video2world import video2world
 from cosmos_ref.pipelines.world_model import WorldModel, load_world_model
 from cosmos_ref.shapes import Video
 from cosmos_ref.training.checks import check_config
-from cosmos_ref.training.data import Clips, WorldSource, draw_batch
+from cosmos_ref.training.data import draw_batch
 from cosmos_ref.training.loop import Run, start_run, train
+from cosmos_ref.training.sources import Clips, WorldSource
 from cosmos_ref.video_io import probe, read_clip, write_video
 
 KIND = "cosmos_ref demo"
@@ -138,7 +139,7 @@ class Demo:
         config, metrics = self.config, {}
         with self.stage("simulate a world"):
             world = self.simulate()
-        source = WorldSource(config.clip, config.train.world, config.train.seed)
+        source = WorldSource(config.clip, config.data.world, config.train.seed)
         with self.stage("tokenize and reconstruct"):
             untrained = start_run(config, source, torch.device("cpu"))
             reconstruction, metrics["reconstruction"] = self.reconstruct(untrained, video)
@@ -206,7 +207,7 @@ class Demo:
             path = write_video(self.folder / "clip.mp4", own.video[0], own.fps)
         original = read_part(path, config)[None]
         latents, decoded, quality = reconstruct(run.tokenizer, original)
-        small = held_out(config.clip, config.train.world, range(self.scenes)).video
+        small = held_out(config.clip, config.data.world, range(self.scenes)).video
         metrics = {
             "file": path.name,
             "frames": original.shape[2],
@@ -225,7 +226,7 @@ class Demo:
         from cosmos_ref.conditioning.text import build_text_encoder
 
         config = self.config
-        source, text_encoder = HeldOut(config.clip, config.train.world), build_text_encoder(config.text)
+        source, text_encoder = HeldOut(config.clip, config.data.world), build_text_encoder(config.text)
         batch = draw_batch(source, config, run.tokenizer, text_encoder, range(self.scenes))
         sigma_data = config.diffusion.sigma_data
         table = loss_over_sigma(denoiser, uncertainty, batch.x0, batch.condition, SIGMAS, 0, sigma_data)

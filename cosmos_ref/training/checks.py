@@ -4,7 +4,7 @@ import math
 
 from cosmos_ref.config import Config, HaarPCAConfig, latent_shape
 from cosmos_ref.errors import UserError
-from cosmos_ref.training.data import MAX_SEED
+from cosmos_ref.training.sources import MAX_SEED
 
 
 def check_config(config: Config) -> None:
@@ -25,7 +25,12 @@ def check_config(config: Config) -> None:
         (train.max_grad_norm > 0, f"train.max_grad_norm is {train.max_grad_norm}; it must be above 0"),
         (train.warmup_steps >= 0, f"train.warmup_steps is {train.warmup_steps}; it must not be negative"),
         (train.cooling_steps >= 0, f"train.cooling_steps is {train.cooling_steps}; it must not be negative"),
-        (0 < train.ema_std < 0.25, f"train.ema_std is {train.ema_std}; it must be between 0 and 0.25"),
+        (train.micro_batch >= 0, f"train.micro_batch is {train.micro_batch}; it must not be negative"),
+        (0 < train.loss_scale < math.inf, f"train.loss_scale is {train.loss_scale}; it must be above 0"),
+        (
+            bool(train.ema_stds) and all(0 < std < 0.25 for std in train.ema_stds),
+            f"train.ema_stds is {train.ema_stds}; give at least one, each between 0 and 0.25",
+        ),
         (0 <= train.text_dropout <= 1, f"train.text_dropout is {train.text_dropout}; it must be from 0 to 1"),
         (
             bool(train.given_latents) and min(train.given_latents) >= 0 and abs(sum(train.given_latents) - 1) < 1e-6,

@@ -34,10 +34,11 @@ from cosmos_ref.model.initialization import build_denoiser, build_uncertainty, f
 from cosmos_ref.model.uncertainty import Uncertainty
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from cosmos_ref.training.checks import check_config, fitted_tokenizer
-from cosmos_ref.training.data import Batch, Source, draw_batch
+from cosmos_ref.training.data import Batch, draw_batch
 from cosmos_ref.training.ema import PowerEMA
 from cosmos_ref.training.log import TrainingLog
 from cosmos_ref.training.optimizer import build_optimizer, learning_rate, load_optimizer, optimizer_tensors
+from cosmos_ref.training.sources import Source
 from cosmos_ref.training.step import training_loss
 
 TOKENIZER_CLIPS = range(2**39, 2**39 + 256)
@@ -201,7 +202,7 @@ def start_run(config: Config, source: Source, device: torch.device) -> Run:
     denoiser, uncertainty = new_model(config, torch.Generator().manual_seed(config.train.seed))
     denoiser, uncertainty = denoiser.to(device), uncertainty.to(device)
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
-    return Run(denoiser, uncertainty, optimizer, PowerEMA(denoiser, config.train.ema_std), tokenizer)
+    return Run(denoiser, uncertainty, optimizer, PowerEMA(denoiser, config.train.ema_stds[0]), tokenizer)
 
 
 def resume_run(checkpoint: Checkpoint, config: Config, source: Source, device: torch.device) -> Run:
@@ -233,7 +234,7 @@ def resume_run(checkpoint: Checkpoint, config: Config, source: Source, device: t
     load_strict(tokenizer, checkpoint.tensors["tokenizer"], "the tokenizer")
     denoiser, uncertainty = denoiser.to(device), uncertainty.to(device)
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
-    ema = PowerEMA(denoiser, config.train.ema_std)
+    ema = PowerEMA(denoiser, config.train.ema_stds[0])
     ema.weights = {name: tensor.to(device) for name, tensor in checkpoint.tensors["ema"].items()}
     run = Run(denoiser, uncertainty, optimizer, ema, tokenizer.to(device), checkpoint.state["step"])
     load_optimizer(optimizer, run.modules, checkpoint.tensors["optimizer"])

@@ -16,9 +16,9 @@ from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict
 from cosmos_ref.config import PRESETS
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
-from cosmos_ref.training.data import WorldSource
 from cosmos_ref.training.log import TrainingLog, running_mean
 from cosmos_ref.training.loop import TrainingDiverged, train
+from cosmos_ref.training.sources import WorldSource
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ class Disturbed(WorldSource):
 
     def __init__(self, step, disturb, config=CONFIG):
         self.sample, self.disturb = (step - 1) * config.train.batch_size, disturb
-        super().__init__(config.clip, config.train.world, config.train.seed)
+        super().__init__(config.clip, config.data.world, config.train.seed)
 
     def clips(self, indices):
         if indices[0] == self.sample and len(indices) > 1:
@@ -44,7 +44,7 @@ class Disturbed(WorldSource):
 
 
 def undisturbed_source(config=CONFIG):
-    return WorldSource(config.clip, config.train.world, config.train.seed)
+    return WorldSource(config.clip, config.data.world, config.train.seed)
 
 
 def tensor_files(run):
