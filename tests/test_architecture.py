@@ -18,11 +18,11 @@ FLOORS = {
     4: {"tokenizer", "conditioning", "worlds", "video_io", "checkpoint"},
     5: {"pipelines", "training", "evaluation"},
     6: {"distributed", "interop", "exercises"},
-    7: {"cli", "catalogue", "evidence", "doctor", "generate", "demo"},
+    7: {"cli", "commands", "catalogue", "evidence", "doctor", "generate", "demo", "prepare", "recipe"},
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 TOP = max(FLOORS)  # the command line starts the demo: only up here may neighbours know each other
-HEAVY = {"diffusers", "transformers", "onnx", "onnxruntime", "tensorrt", "matplotlib", "av", "rich", "tyro"}
+HEAVY = {"diffusers", "transformers", "onnx", "onnxruntime", "tensorrt", "matplotlib", "av", "rich", "tyro", "webdataset", "peft"}
 
 
 def part_of(module):
