@@ -37,7 +37,7 @@ from cosmos_ref.shapes import Video
 from cosmos_ref.training.checks import check_config
 from cosmos_ref.training.data import draw_batch
 from cosmos_ref.training.loop import Run, start_run, train
-from cosmos_ref.training.sources import Clips, WorldSource
+from cosmos_ref.training.sources import Bucket, Clips, Domain, WorldSource
 from cosmos_ref.video_io import probe, read_clip, write_video
 
 KIND = "cosmos_ref demo"
@@ -71,10 +71,14 @@ class HeldOut:
     identity: str = "held out"
     captions: list[str | None] = field(default_factory=list)
 
-    def clips(self, indices: Sequence[int]) -> Clips:
+    def clips(self, indices: Sequence[int], domain: Domain = "video", bucket: Bucket | None = None) -> Clips:
         """The clips of these numbers."""
         batch = held_out(self.clip, self.kind, indices)
         return Clips(batch.video, list(batch.captions), torch.full((len(indices),), float(batch.fps)))
+
+    def bucket(self, micro_batch: int, domain: Domain = "video") -> Bucket:
+        """The clip's own size."""
+        return self.clip.height, self.clip.width
 
 
 def run_demo(

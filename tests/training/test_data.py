@@ -165,7 +165,7 @@ def frame_numbers(video):
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_folder_gives_all_windows_with_their_caption_and_rate(folder, keep, monkeypatch):
     if not keep:
-        monkeypatch.setattr("cosmos_ref.training.sources.KEEP_FRAMES", 0)
+        monkeypatch.setattr("cosmos_ref.training.sources.folder.KEEP_FRAMES", 0)
     source = FolderSource(folder, MICRO.clip, resize=False, seed=0)
     assert bool(source.kept) == keep
     clips = source.clips(range(120))
@@ -182,7 +182,7 @@ def test_a_window_does_not_depend_on_the_batch_nor_on_memory(folder, monkeypatch
     source = FolderSource(folder, MICRO.clip, resize=False, seed=0)
     whole = source.clips(range(8)).video
     assert torch.equal(torch.cat([source.clips([3]).video, source.clips([7, 0]).video]), whole[[3, 7, 0]])
-    monkeypatch.setattr("cosmos_ref.training.sources.KEEP_FRAMES", 0)
+    monkeypatch.setattr("cosmos_ref.training.sources.folder.KEEP_FRAMES", 0)
     again = FolderSource(folder, MICRO.clip, resize=False, seed=0)
     assert again.identity == source.identity
     torch.testing.assert_close(again.clips(range(8)).video, whole, rtol=0, atol=1e-6)

@@ -1,74 +1,20 @@
-"""Where training clips come from: the simulated world, or files."""
+"""Training clips from a folder of ordinary files."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from cosmos_ref import video_io, worlds
+from cosmos_ref import video_io
 from cosmos_ref.config import ClipConfig
 from cosmos_ref.equations.pixels import from_bytes, to_bytes
-from cosmos_ref.errors import UserError
-from cosmos_ref.shapes import Video
 from cosmos_ref.training.random import philox
+from cosmos_ref.training.sources.clips import Bucket, Clips, Domain
 
-TRAINING_SCENES = 2**62
-"""Scene seeds from here on are for training; all below are held out."""
-SCENES_PER_SEED = 2**40
-MAX_SEED = 2**22
-"""Seeds of a training, and how many scenes each has: together they stay below 2**63."""
 KEEP_FRAMES, KEEP_BYTES = 2000, 2**30
 """A folder of at most this size is decoded once and kept in memory."""
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Videos in [-1, 1], their captions (None: not known) and frames a second."""
-
-    video: Video
-    captions: list[str | None]
-    fps: Float[Tensor, "B"]
-
-
-class Source(Protocol):
-    """An endless row of clips: the same number always gives the same clip."""
-
-    identity: str
-    """What the clips depend on; a training is resumed only with the same."""
-    captions: list[str | None]
-    """Captions that are known before training: they are tried on the text encoder first."""
-
-    def clips(self, indices: Sequence[int]) -> Clips:
-        """The clips of these numbers."""
-        ...
-
-
-class WorldSource:
-    """Simulated scenes, made when they are asked for.
-
-    Raises:
-        UserError: the kind of scene is unknown, the clip cannot be simulated, or the seed is not accepted.
-    """
-
-    def __init__(self, clip: ClipConfig, kind: str, seed: int):
-        if not 0 <= seed < MAX_SEED:
-            raise UserError(f"seed {seed} is not accepted: give one from 0 to {MAX_SEED - 1}")
-        self.clip, self.kind, self.seed = clip, kind, seed
-        self.identity = f"world {kind}, seed {seed}"
-        self.captions = []
-        self.clips([0])  # raises now what it would raise later
-
-    def clips(self, indices: Sequence[int]) -> Clips:
-        """The clips of these numbers, each from a scene of its own."""
-        seeds = [TRAINING_SCENES + self.seed * SCENES_PER_SEED + index for index in indices]
-        clip = self.clip
-        batch = worlds.simulate(seeds, frames=clip.frames, height=clip.height, width=clip.width, kind=self.kind)
-        return Clips(batch.video, list(batch.captions), torch.full((len(seeds),), float(batch.fps)))
 
 
 class FolderSource:
@@ -101,7 +47,7 @@ class FolderSource:
         digest = hashlib.sha256(repr((content, resize)).encode()).hexdigest()[:16]
         self.identity = f"{len(self.paths)} video files, {digest}, seed {seed}"
 
-    def clips(self, indices: Sequence[int]) -> Clips:
+    def clips(self, indices: Sequence[int], domain: Domain = "video", bucket: Bucket | None = None) -> Clips:
         """The clips of these numbers: a file at random, a window in it at random."""
         videos, captions, rates = [], [], []
         for index in indices:
@@ -118,6 +64,10 @@ class FolderSource:
             captions.append(self.captions[file])
             rates.append(fps)
         return Clips(torch.stack(videos), captions, torch.tensor(rates))
+
+    def bucket(self, micro_batch: int, domain: Domain = "video") -> Bucket:
+        """The clip's own size."""
+        return self.clip.height, self.clip.width
 
     def _read(self, path: Path, start: int, frames: int | None = None) -> video_io.Clip:
         clip = self.clip
