@@ -36,7 +36,27 @@ class DiTBlock(nn.Module):
         adalns = (self.adaln_self, self.adaln_cross, self.adaln_mlp)
         return [part for adaln in adalns for part in adaln(noise_embedding, adaln_lora)]
 
+    def keys_values(
+        self, text_embeddings: Float[Tensor, "B M E"]
+    ) -> tuple[Float[Tensor, "B N M K"], Float[Tensor, "B N M K"]]:
+        """What the text offers to the cross-attention."""
+        return self.cross_attention.keys_values(text_embeddings)
+
     def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        noise_embedding: Float[Tensor, "#B D"],
+        adaln_lora: Float[Tensor, "#B P"],
+        text_embeddings: Float[Tensor, "B M E"],
+        position_embedding: Float[Tensor, "L D"],
+        cos: Float[Tensor, "B L K"],
+        sin: Float[Tensor, "B L K"],
+    ) -> Float[Tensor, "B L D"]:
+        """Tokens after this block; all its weights are used within this call."""
+        modulation = self.modulation(noise_embedding, adaln_lora)
+        return self.run(x, modulation, position_embedding, cos, sin, *self.keys_values(text_embeddings))
+
+    def run(
         self,
         x: Float[Tensor, "B L D"],
         modulation: list[Float[Tensor, "#B D"]],
@@ -46,7 +66,7 @@ class DiTBlock(nn.Module):
         text_keys: Float[Tensor, "B N M K"],
         text_values: Float[Tensor, "B N M K"],
     ) -> Float[Tensor, "B L D"]:
-        """Tokens after this block."""
+        """Tokens after this block, with noise level and text prepared."""
         x = x + position_embedding
         shift, scale, weight, *rest = modulation
         x = gate(x, self.self_attention(modulate(norm(x), shift, scale), cos, sin), weight)
@@ -70,8 +90,14 @@ class FinalLayer(nn.Module):
         """Shift and scale at S noise levels."""
         return list(self.adaln(noise_embedding, adaln_lora))
 
-    def forward(self, x: Float[Tensor, "B L D"], modulation: list[Float[Tensor, "#B D"]]) -> Float[Tensor, "B L Q"]:
+    def forward(
+        self, x: Float[Tensor, "B L D"], noise_embedding: Float[Tensor, "#B D"], adaln_lora: Float[Tensor, "#B P"]
+    ) -> Float[Tensor, "B L Q"]:
         """Patches of the network's output."""
+        return self.run(x, self.modulation(noise_embedding, adaln_lora))
+
+    def run(self, x: Float[Tensor, "B L D"], modulation: list[Float[Tensor, "#B D"]]) -> Float[Tensor, "B L Q"]:
+        """Patches of the network's output, with the noise level prepared."""
         shift, scale = modulation
         return self.linear(modulate(norm(x), shift, scale))
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cosmos_ref.equations import conditioning, edm, losses, noise, patches
@@ -23,23 +22,22 @@ class Preconditioned(nn.Module):
         self, latents: Float[Tensor, "_ C T H W"], text_embeddings: Float[Tensor, "B M E"], fps: Float[Tensor, "B"]
     ) -> Prepared:
         """Positions and text, ready for any number of calls of `run`. `latents` only lends its size."""
-        positions = patches.grid_positions(token_grid(latents, self.network.config.patch_size), latents.device)
-        return self.network.prepare(text_embeddings.to(weights_dtype(self.network)), positions, fps)
+        return self.network.prepare(self.cast(text_embeddings), self.positions(latents), fps)
 
     def modulations(self, sigma: Float[Tensor, "S"]) -> Modulations:
         """What the noise level says to every sub-block, at S levels."""
         return self.network.modulations(edm.c_noise(sigma))
 
-    def estimate(
-        self,
-        network_input: Float[Tensor, "B C2 T H W"],
-        x: Latents,
-        sigma: Float[Tensor, "B"],
-        modulations: Modulations,
-        prepared: Prepared,
-    ) -> Latents:
-        """D from the network's input; the network runs in the precision of its weights, the rest in that of x."""
-        F = self.network.run(network_input.to(weights_dtype(self.network)), modulations, prepared)
+    def positions(self, latents: Float[Tensor, "_ C T H W"]) -> Int[Tensor, "L 3"]:
+        """Where the tokens of latents of this size stand."""
+        return patches.grid_positions(token_grid(latents, self.network.config.patch_size), latents.device)
+
+    def cast(self, x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+        """In the precision of the network's weights, in which it runs; the rest is in that of the latents."""
+        return x.to(self.network.patch_embedding.weight.dtype)
+
+    def estimate(self, F: Latents, x: Latents, sigma: Float[Tensor, "B"]) -> Latents:
+        """D from the network's output."""
         return edm.denoise(F.to(x.dtype), x, sigma, self.sigma_data)
 
 
@@ -63,7 +61,9 @@ class Text2WorldDenoiser(Preconditioned):
             fps: frames a second of every clip.
             padding_mask: 1 where a latent pixel is padding.
         """
-        return self.run(x, sigma, self.modulations(sigma), self.prepare(x, text_embeddings, fps), padding_mask)
+        network_input = self.cast(self.network_input(x, sigma, padding_mask))
+        F = self.network(network_input, edm.c_noise(sigma), self.cast(text_embeddings), self.positions(x), fps)
+        return self.estimate(F, x, sigma)
 
     def run(
         self,
@@ -74,9 +74,15 @@ class Text2WorldDenoiser(Preconditioned):
         padding_mask: Float[Tensor, "B 1 H W"],
     ) -> Latents:
         """Estimate of the clean latents, with noise level, text and frame rate prepared."""
+        F = self.network.run(self.cast(self.network_input(x, sigma, padding_mask)), modulations, prepared)
+        return self.estimate(F, x, sigma)
+
+    def network_input(
+        self, x: Latents, sigma: Float[Tensor, "B"], padding_mask: Float[Tensor, "B 1 H W"]
+    ) -> Float[Tensor, "B C2 T H W"]:
+        """Latents at unit variance, and the padding mask."""
         scaled = expand(edm.c_in(sigma, self.sigma_data), x) * x
-        network_input = patches.network_input(scaled, None, padding_mask)
-        return self.estimate(network_input, x, sigma, modulations, prepared)
+        return patches.network_input(scaled, None, padding_mask)
 
 
 class Video2WorldDenoiser(Preconditioned):
@@ -105,8 +111,10 @@ class Video2WorldDenoiser(Preconditioned):
             given_latents: the given frames, noised by `augment_sigma`; anything finite elsewhere.
             augment_sigma: noise level of the given frames, which the network is not told.
         """
-        modulations, prepared = self.modulations(sigma), self.prepare(x, text_embeddings, fps)
-        return self.run(x, sigma, modulations, prepared, padding_mask, frame_mask, given_latents, augment_sigma)
+        given = padding_mask, frame_mask, given_latents, augment_sigma
+        network_input = self.cast(self.network_input(x, sigma, *given))
+        F = self.network(network_input, edm.c_noise(sigma), self.cast(text_embeddings), self.positions(x), fps)
+        return self.estimate(F, x, sigma)
 
     def run(
         self,
@@ -120,13 +128,26 @@ class Video2WorldDenoiser(Preconditioned):
         augment_sigma: Float[Tensor, "B"],
     ) -> Latents:
         """Estimate of the clean latents, with noise level, text and frame rate prepared."""
+        given = padding_mask, frame_mask, given_latents, augment_sigma
+        F = self.network.run(self.cast(self.network_input(x, sigma, *given)), modulations, prepared)
+        return self.estimate(F, x, sigma)
+
+    def network_input(
+        self,
+        x: Latents,
+        sigma: Float[Tensor, "B"],
+        padding_mask: Float[Tensor, "B 1 H W"],
+        frame_mask: Float[Tensor, "B 1 T 1 1"],
+        given_latents: Latents,
+        augment_sigma: Float[Tensor, "B"],
+    ) -> Float[Tensor, "B C2 T H W"]:
+        """Latents at unit variance with the given frames in them, and the two masks."""
         # Also in training, where NVIDIA's code keeps noisier frames than the sample: they tell it nothing new, and the
         # loss does not look at them.
         active = conditioning.active_frames(frame_mask, sigma, augment_sigma)
         scaled = conditioning.augment_frames(x, given_latents, active, sigma, augment_sigma, self.sigma_data)
         # The mask itself enters, not the active one: it stays 1 after the frames are released.
-        network_input = patches.network_input(scaled, frame_mask, padding_mask)
-        return self.estimate(network_input, x, sigma, modulations, prepared)
+        return patches.network_input(scaled, frame_mask, padding_mask)
 
 
 Denoiser = Text2WorldDenoiser | Video2WorldDenoiser
@@ -156,8 +177,3 @@ def weighted_error(
     given = condition.get("frame_mask", x0.new_zeros(len(x0), 1, x0.shape[2], 1, 1))
     L = losses.denoising_error(D.float(), x0=x0.float(), frame_mask=given)
     return edm.loss_weight(sigma, sigma_data) * L
-
-
-def weights_dtype(network: CosmosDiT) -> torch.dtype:
-    """The precision of the network's weights."""
-    return network.patch_embedding.weight.dtype

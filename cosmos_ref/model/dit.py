@@ -79,7 +79,37 @@ class CosmosDiT(nn.Module):
             positions: (t, h, w) index of every token.
             fps: frames a second of every clip.
         """
-        return self.run(x, self.modulations(c_noise), self.prepare(text_embeddings, positions, fps))
+        patches = patchify(x, self.config.patch_size)
+        patches = self.predict_patches(patches, c_noise, text_embeddings, positions, fps)
+        return unpatchify(patches, token_grid(x, self.config.patch_size), self.config.patch_size)
+
+    def predict_patches(
+        self,
+        patches: Float[Tensor, "B L P"],
+        c_noise: Float[Tensor, "B"],
+        text_embeddings: Float[Tensor, "B M E"],
+        positions: Int[Tensor, "L 3"],
+        fps: Float[Tensor, "B"],
+    ) -> Float[Tensor, "B L Q"]:
+        """Patches of the network's output. Only self-attention looks from one token to another, so tokens can be split.
+
+        A block meets its weights in one call of its own: there they can be gathered, compiled and computed again.
+        """
+        noise_embedding, adaln_lora = self.noise_embedding(c_noise)
+        position_embedding, cos, sin = self.place(positions, fps)
+        tokens = self.patch_embedding(patches)
+        for block in self.blocks:
+            tokens = block(tokens, noise_embedding, adaln_lora, text_embeddings, position_embedding, cos, sin)
+        return self.final_layer(tokens, noise_embedding, adaln_lora)
+
+    def place(
+        self, positions: Int[Tensor, "L 3"], fps: Float[Tensor, "B"]
+    ) -> tuple[Float[Tensor, "L D"], Float[Tensor, "B L K"], Float[Tensor, "B L K"]]:
+        """What the blocks are told of the positions: learned embedding, cosines and sines of the rotary angles."""
+        config = self.config
+        rate = fps.bfloat16() if config.angles == "bf16" else fps
+        angles = angles_3d(positions, rate, config.head_dim, config.rope_ratios, ROPE_BASE, BASE_FPS).to(fps)
+        return self.position_embedding(positions), angles.cos(), angles.sin()
 
     def modulations(self, c_noise: Float[Tensor, "S"]) -> Modulations:
         """What the noise level says to every sub-block; a sampler asks for all its levels at once."""
@@ -91,38 +121,25 @@ class CosmosDiT(nn.Module):
         self, text_embeddings: Float[Tensor, "B M E"], positions: Int[Tensor, "L 3"], fps: Float[Tensor, "B"]
     ) -> Prepared:
         """Positions and text, ready for any number of calls of `run`."""
-        config = self.config
-        rate = fps.bfloat16() if config.angles == "bf16" else fps
-        angles = angles_3d(positions, rate, config.head_dim, config.rope_ratios, ROPE_BASE, BASE_FPS).to(fps)
-        text = [block.cross_attention.keys_values(text_embeddings) for block in cast("list[DiTBlock]", self.blocks)]
-        return Prepared(self.position_embedding(positions), angles.cos(), angles.sin(), text)
+        text = [block.keys_values(text_embeddings) for block in cast("list[DiTBlock]", self.blocks)]
+        return Prepared(*self.place(positions, fps), text)
 
     def run(
         self, x: Float[Tensor, "B C T H W"], modulations: Modulations, prepared: Prepared
     ) -> Float[Tensor, "B C2 T H W"]:
         """Network output with noise level, positions and text prepared."""
-        tokens = self.embed(x)
-        tokens = self.run_blocks(tokens, modulations, prepared)
-        return self.unembed(tokens, modulations, token_grid(x, self.config.patch_size))
+        patches = self.run_patches(patchify(x, self.config.patch_size), modulations, prepared)
+        return unpatchify(patches, token_grid(x, self.config.patch_size), self.config.patch_size)
 
-    def embed(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B L D"]:
-        """Tokens of the network's input."""
-        return self.patch_embedding(patchify(x, self.config.patch_size))
-
-    def run_blocks(
-        self, tokens: Float[Tensor, "B L D"], modulations: Modulations, prepared: Prepared
-    ) -> Float[Tensor, "B L D"]:
-        """Tokens after all blocks."""
+    def run_patches(
+        self, patches: Float[Tensor, "B L P"], modulations: Modulations, prepared: Prepared
+    ) -> Float[Tensor, "B L Q"]:
+        """Patches of the network's output with noise level, positions and text prepared."""
         position_embedding, cos, sin, text = prepared
-        for block, modulation, (keys, values) in zip(self.blocks, modulations.blocks, text, strict=True):
-            tokens = block(tokens, modulation, position_embedding, cos, sin, keys, values)
-        return tokens
-
-    def unembed(
-        self, tokens: Float[Tensor, "B L D"], modulations: Modulations, grid: tuple[int, int, int]
-    ) -> Float[Tensor, "B C T H W"]:
-        """Network output from the last tokens."""
-        return unpatchify(self.final_layer(tokens, modulations.final_layer), grid, self.config.patch_size)
+        tokens = self.patch_embedding(patches)
+        for block, modulation, text_ in zip(cast("list[DiTBlock]", self.blocks), modulations.blocks, text, strict=True):
+            tokens = block.run(tokens, modulation, position_embedding, cos, sin, *text_)
+        return self.final_layer.run(tokens, modulations.final_layer)
 
 
 def token_grid(x: Float[Tensor, "B C T H W"], patch_size: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from cosmos_ref.pipelines.world_model import DTYPES, Offload, Part
 from cosmos_ref.tokenizer.plan import Plan, plans_from_whole_to_smallest
 
 MIB, GIB = 2**20, 2**30
-LIVE_WIDTHS = 13
+LIVE_WIDTHS = 12
 """Tensors of a number a token and channel that are alive at once in a block: in its MLP, or around its rotation."""
 T5_WORKING = GIB // 2
 """Of T5-11b on 512 tokens: three tensors of its 65,536 hidden channels in float32, and attention scores."""

@@ -21,7 +21,6 @@ def new_block(seed=0):
 def inputs(block, seed):
     fps = torch.tensor([24.0, 12.0], dtype=torch.float64)
     angles = rope.angles_3d(GRID, fps, HEAD_DIM, (1.0, 1.0, 1.0), 10000.0, 24.0)
-    text = normal(seed + 4, 2, 5, TEXT_WIDTH)
     return {
         "x": normal(seed, 2, 6, WIDTH),
         "noise_embedding": normal(seed + 1, 2, WIDTH),
@@ -29,13 +28,8 @@ def inputs(block, seed):
         "position_embedding": normal(seed + 3, 6, WIDTH),
         "cos": angles.cos(),
         "sin": angles.sin(),
-        "text_keys": block.cross_attention.keys_values(text)[0],
-        "text_values": block.cross_attention.keys_values(text)[1],
+        "text_embeddings": normal(seed + 4, 2, 5, TEXT_WIDTH),
     }
-
-
-def called(block, noise_embedding, adaln_lora, **given_):
-    return block(modulation=block.modulation(noise_embedding, adaln_lora), **given_)
 
 
 def layer_norm(x):
@@ -55,7 +49,7 @@ def merged(x):
     return torch.cat(list(x.unbind(1)), dim=-1)
 
 
-def by_hand(block, x, noise_embedding, adaln_lora, position_embedding, cos, sin, text_keys, text_values):
+def by_hand(block, x, noise_embedding, adaln_lora, text_embeddings, position_embedding, cos, sin):
     """Position, then self-attention, cross-attention and MLP, each normalised, modulated, gated and added."""
     weights = dict(block.named_parameters())
 
@@ -72,7 +66,8 @@ def by_hand(block, x, noise_embedding, adaln_lora, position_embedding, cos, sin,
         return linear("self_attention.to_out", merged(out))
 
     def cross_attention(y):
-        out = attention.softmax_attention(queries_or_keys("cross_attention", "q", y), text_keys, text_values)
+        q, k = queries_or_keys("cross_attention", "q", y), queries_or_keys("cross_attention", "k", text_embeddings)
+        out = attention.softmax_attention(q, k, heads(linear("cross_attention.to_v", text_embeddings)))
         return linear("cross_attention.to_out", merged(out))
 
     def mlp(y):
@@ -92,7 +87,19 @@ def test_a_block_is_position_then_self_then_cross_then_mlp(seed):
     block = new_block(seed % 100)
     given_ = inputs(block, seed)
     # numbers grow to about ten through the three updates
-    torch.testing.assert_close(called(block, **given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(block(**given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
+
+
+@given(seed=seeds)
+def test_prepared_a_block_and_the_final_layer_say_the_same(seed):
+    block, final, given_ = new_block(), filled(FinalLayer(WIDTH, 8, RANK)), inputs(new_block(), seed)
+    x, embedding, lora, text, *positions = (
+        given_[name]
+        for name in ("x", "noise_embedding", "adaln_lora", "text_embeddings", "position_embedding", "cos", "sin")
+    )
+    prepared = block.run(x, block.modulation(embedding, lora), *positions, *block.keys_values(text))
+    assert torch.equal(prepared, block(**given_))
+    assert torch.equal(final.run(x, final.modulation(embedding, lora)), final(x, embedding, lora))
 
 
 def test_nothing_has_a_bias():
@@ -113,7 +120,7 @@ def test_a_block_with_closed_gates_only_adds_the_positions(seed):
         torch.nn.init.zeros_(adaln.up.weight)
     given_ = inputs(block, seed)
     given_["adaln_lora"][:, 2 * WIDTH :] = 0  # the last third is the gate
-    assert torch.equal(called(block, **given_), given_["x"] + given_["position_embedding"])
+    assert torch.equal(block(**given_), given_["x"] + given_["position_embedding"])
 
 
 def test_one_modulation_serves_a_whole_batch():
@@ -122,7 +129,7 @@ def test_one_modulation_serves_a_whole_batch():
         name: normal(7, 1, size * WIDTH) for name, size in (("noise_embedding", 1), ("adaln_lora", 3))
     }
     for_each = given_ | {name: given_[name].expand(2, -1) for name in ("noise_embedding", "adaln_lora")}
-    torch.testing.assert_close(called(block, **given_), called(block, **for_each), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(block(**given_), block(**for_each), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("part", ["adaln_self", "adaln_cross", "adaln_mlp"])
@@ -130,11 +137,11 @@ def test_each_sub_block_has_a_gate_of_its_own(part):
     """One gate held shut changes the block, so no sub-block is modulated by another's weights."""
     block = new_block()
     given_ = inputs(block, 0)
-    before = called(block, **given_)
+    before = block(**given_)
     with torch.no_grad():
         getattr(block, part).up.weight.zero_()
-    torch.testing.assert_close(called(block, **given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
-    assert (called(block, **given_) - before).abs().max() > 1e-3
+    torch.testing.assert_close(block(**given_), by_hand(block, **given_), rtol=1e-11, atol=1e-11)
+    assert (block(**given_) - before).abs().max() > 1e-3
 
 
 @given(seed=seeds)
@@ -161,7 +168,7 @@ def test_the_final_layer_uses_the_first_two_thirds_of_the_shared_term(seed):
     shift = (low_rank[:, :WIDTH] + shared[:, :WIDTH])[:, None]
     scale = (low_rank[:, WIDTH:] + shared[:, WIDTH : 2 * WIDTH])[:, None]
     expected = (layer_norm(x) * (1 + scale) + shift) @ final.linear.weight.T
-    torch.testing.assert_close(final(x, final.modulation(embedding, shared)), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(final(x, embedding, shared), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_modulation_order_is_shift_scale_gate():

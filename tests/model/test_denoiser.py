@@ -64,13 +64,10 @@ def both(sigma):
 def seen(denoiser, *arguments, **condition):
     """D, and what the network met (its input) and said (F) on the way to it."""
     network = denoiser.network
-    with (
-        mock.patch.object(network, "run", wraps=network.run) as run,
-        mock.patch.object(network, "modulations", wraps=network.modulations) as modulations,
-    ):
+    with mock.patch.object(network, "forward", wraps=network.forward) as forward:
         D = denoiser(*arguments, **condition)
-    (network_input, *rest), (told,) = run.call_args.args, modulations.call_args.args
-    return D, network_input, told, network.run(network_input, *rest)
+    network_input, told, *rest = forward.call_args.args
+    return D, network_input, told, network(network_input, told, *rest)
 
 
 @pytest.fixture(scope="module")
