@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cosmos_ref.equations.buckets import fit_size
 from cosmos_ref.equations.pixels import from_bytes, to_bytes
 from cosmos_ref.errors import UserError
 
@@ -79,6 +80,7 @@ def read_clip(
     height: int | None = None,
     width: int | None = None,
     resize: bool = False,
+    inside: tuple[int, int] | None = None,
 ) -> Clip:
     """Read consecutive frames of a video, or an image as one frame at 24 frames per second.
 
@@ -93,6 +95,7 @@ def read_clip(
         height: wanted height in pixels; None takes the file's own size.
         width: wanted width in pixels; None takes the file's own size.
         resize: bring frames of another size to `height` x `width`; needs both.
+        inside: height and width of a box; frames are scaled, nothing cropped, until they just fit into it.
 
     Returns:
         The clip, `3 T H W` in [-1, 1].
@@ -106,6 +109,9 @@ def read_clip(
 
     def fit(rgb: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
         found_height, found_width, _ = rgb.shape
+        if inside is not None:
+            wanted = fit_size(found_height, found_width, *inside)
+            return rgb if wanted == (found_height, found_width) else _scale(rgb, *wanted)
         if (height or found_height, width or found_width) == (found_height, found_width):
             return rgb
         if not resize or height is None or width is None:
@@ -182,23 +188,36 @@ def write_video(path: str | Path, video: Float[Tensor, "3 T H W"], fps: float, *
     return path
 
 
-def find_videos(folder: str | Path) -> list[Path]:
+def find_videos(folder: str | Path, *, required: bool = True) -> list[Path]:
     """List the video files of a folder by name; hidden files and subfolders are left out.
 
     Raises:
-        UserError: the folder is missing or holds no video.
+        UserError: the folder is missing, or holds no video although one is `required`.
     """
+    found = _find(folder, VIDEO_SUFFIXES)
+    if required and not found:
+        raise UserError(f"{folder} holds no video: put files ending in {', '.join(VIDEO_SUFFIXES)} there")
+    return found
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """List the images of a folder by name; hidden files and subfolders are left out.
+
+    Raises:
+        UserError: the folder is missing.
+    """
+    return _find(folder, IMAGE_SUFFIXES)
+
+
+def _find(folder: str | Path, suffixes: Sequence[str]) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one that holds videos ({', '.join(VIDEO_SUFFIXES)})")
-    found = sorted(
+    return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(".")
     )
-    if not found:
-        raise UserError(f"{folder} holds no video: put files ending in {', '.join(VIDEO_SUFFIXES)} there")
-    return found
 
 
 def caption_of(path: str | Path) -> str | None:
@@ -243,6 +262,14 @@ def _cover(rgb: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np
     found_height, found_width, _ = rgb.shape
     x = (found_width - min(found_width, found_height * width / height)) / 2  # cropped from the left, and the right
     y = (found_height - min(found_height, found_width * height / width)) / 2
+    return _scale(rgb, height, width, x, y)
+
+
+def _scale(
+    rgb: UInt8[np.ndarray, "H W 3"], height: int, width: int, x: float = 0, y: float = 0
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Scale a frame, less x columns and y rows at each side."""
+    found_height, found_width, _ = rgb.shape
     # Columns first, as in the runtime without PyTorch: left to itself, Pillow's order depends on its version.
     narrow = Image.fromarray(rgb).resize((width, found_height), BICUBIC, (x, 0, found_width - x, found_height))
     return np.asarray(narrow.resize((width, height), BICUBIC, (0, y, width, found_height - y)))

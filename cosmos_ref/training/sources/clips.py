@@ -74,3 +74,8 @@ def draw_bucket(held: dict[Bucket, int], seed: int, micro_batch: int, domain: Do
         return sizes[0]
     number = philox(seed, micro_batch, BUCKET_STREAM[domain]).integers(weights.sum())
     return sizes[int(np.searchsorted(weights.cumsum(), number, side="right"))]
+
+
+def fullest(held: dict[Bucket, int]) -> Bucket:
+    """The bucket that holds most; of equally full ones the first."""
+    return max(held, key=lambda size: held[size])
