@@ -7,13 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cosmos_ref.checkpoint import MANIFEST, find_checkpoint, read_checkpoint
+from cosmos_ref.checkpoint import MANIFEST, find_checkpoint, list_groups, read_checkpoint
 from cosmos_ref.config import Config, ConvTokenizerConfig, TokenizerConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.names import Layout, check_diffusers_config, recognise_layout, to_ours
 from cosmos_ref.interop.sources import (
     PICKLES,
     Source,
+    checkpoint_sources,
     held,
     listed,
     load_plain,
@@ -68,8 +69,9 @@ def find_parts(path: Path, allow_torchscript: bool = False) -> Parts:
         raise UserError(f"{path} does not exist: {ACCEPTED}")
     if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
         path = find_checkpoint(path)
-        network = any((path / f"{group}.safetensors").is_file() for group in ("model", "ema"))
-        return Parts(path if network else None, path if (path / "tokenizer.safetensors").is_file() else None)
+        groups = list_groups(path)
+        network = "model" in groups or "ema" in groups
+        return Parts(path if network else None, path if "tokenizer" in groups else None)
     transformer, vae, text = (path / name for name in ("transformer", "vae", "text_encoder"))
     if transformer.is_dir() or vae.is_dir():
         return Parts(*(part if part.is_dir() else None for part in (transformer, vae, text)))
@@ -106,12 +108,11 @@ def read_network(path: Path, config: Config, layout: Layout | None = None) -> Ne
 def network_sources(path: Path) -> dict[str, Source]:
     """Every tensor of a network's files by the name it has there; of our checkpoints `model.`, `ema.` and so on."""
     if (path / MANIFEST).is_file():
-        files = [path / f"{group}.safetensors" for group in GROUPS]
         return {
-            f"{file.stem}.{name}": source
-            for file in files
-            if file.is_file()
-            for name, source in read_sources(file).items()
+            f"{group}.{name}": source
+            for group in GROUPS
+            if group in list_groups(path)
+            for name, source in checkpoint_sources(path, group).items()
         }
     if not path.is_dir():
         return read_sources(path)
@@ -163,7 +164,7 @@ def read_tokenizer(
 def tokenizer_sources(path: Path, allow_torchscript: bool = False) -> dict[str, Source]:
     """Every tensor of a tokenizer's files by the name it has there."""
     if (path / MANIFEST).is_file():
-        return read_sources(path / "tokenizer.safetensors")
+        return checkpoint_sources(path, "tokenizer")
     if not path.is_dir():
         return read_sources(path, allow_torchscript)
     if not (files := _tokenizer_files(path)):

@@ -14,18 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cosmos_ref.checkpoint import DTYPES, stored_tensors
 from cosmos_ref.conditioning.text import LFS_POINTER
 from cosmos_ref.errors import UserError
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -79,6 +71,18 @@ def read_sources(path: Path, allow_torchscript: bool = False) -> dict[str, Sourc
             raise UserError(TORCHSCRIPT.format(path=path))
         return _read_torchscript(path)
     return _read_pickle(path)
+
+
+def checkpoint_sources(folder: Path, group: str) -> dict[str, Source]:
+    """Every tensor of a group of our checkpoint by name, unread; none if there is no such group.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    return {
+        name: Source(f"{name} of {group} in {folder}", stored.shape, stored.dtype, stored.read)
+        for name, stored in stored_tensors(folder, group).items()
+    }
 
 
 def read_finite(source: Source) -> Tensor:

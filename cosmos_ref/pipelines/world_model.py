@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cosmos_ref.checkpoint import find_checkpoint, load_strict, read_checkpoint, read_group
+from cosmos_ref.checkpoint import find_checkpoint, list_groups, load_strict, read_checkpoint, read_group, stored_tensors
 from cosmos_ref.conditioning.text import TextEncoder, build_text_encoder
 from cosmos_ref.config import Config, HaarPCAConfig
 from cosmos_ref.equations.edm import scale_latents, unscale_latents
@@ -148,7 +147,7 @@ def checkpoint_parts(
     folder: Path, config: Config, device: torch.device, t5_folder: Path | None
 ) -> tuple[dict[Part, Callable[[], Any]], dict[Part, int]]:
     """What loads each part that a checkpoint has, and the bytes of their weights in memory; T5's are not counted."""
-    groups = read_checkpoint(folder, names=()).groups
+    groups = list_groups(folder)
     files = {"tokenizer": "tokenizer", "denoiser": "ema" if "ema" in groups else "model"}
     precision = DTYPES[config.sample.precision]
     fitted = isinstance(config.tokenizer, HaarPCAConfig)  # a few sums that gain nothing from less precision
@@ -166,7 +165,7 @@ def checkpoint_parts(
     for part, group in files.items():
         if group in groups:
             load[part] = partial(load_module, part)
-            weights[part] = count_numbers(folder / f"{group}.safetensors") * dtypes[part].itemsize
+            weights[part] = count_numbers(folder, group) * dtypes[part].itemsize
     return load, weights
 
 
@@ -181,14 +180,10 @@ def require_parts(load: Mapping[Part, Any], folder: Path) -> None:
             raise UserError(f"{folder} holds no {name}: convert it again, and give the {name}'s weights too")
 
 
-def count_numbers(file: Path) -> int:
-    """Numbers in a safetensors file, from its header.
+def count_numbers(folder: Path, group: str) -> int:
+    """Numbers in a group of a checkpoint, from its files' headers.
 
     Raises:
-        UserError: if the file is damaged.
+        UserError: if a file is damaged.
     """
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is missing, truncated or damaged ({error}): copy the checkpoint again") from None
+    return sum(prod(tensor.shape) for tensor in stored_tensors(folder, group).values())
