@@ -1,14 +1,26 @@
 """The report: one HTML file with everything in it, from the demo's films, plots and numbers."""
 
-import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from cosmos_ref.demo.style import CSS, SCRIPT
+from cosmos_ref.page.html import (
+    Film,
+    both,
+    document,
+    film,
+    films,
+    heading,
+    paragraph,
+    plot,
+    power_of_ten,
+    switch,
+    table,
+    tiles,
+)
+
+TITLE = "cosmos_ref: from noise to a world"
 
 STAGES = {
     "simulate a world": "simular um mundo",
@@ -21,16 +33,6 @@ STAGES = {
     "export to ONNX and generate again": "exportar para ONNX e gerar de novo",
 }
 """The demo's stages in Portuguese."""
-
-
-@dataclass(frozen=True)
-class Film:
-    """An MP4 and what stands around it."""
-
-    path: Path
-    caption: str = ""
-    heads: tuple[tuple[str, str], ...] = ()
-    """(English, Portuguese) names of the parts that stand side by side in the picture."""
 
 
 @dataclass(frozen=True)
@@ -48,100 +50,19 @@ class Report:
     metrics: dict[str, Any]
 
 
-def write_report(path: Path, report: Report) -> Path:
-    """Write the page; it appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(page(report), encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
-
-
 def page(report: Report) -> str:
-    """The whole document."""
+    """The whole page."""
     sections = [_world, _tokenizer, _training, _video2world, _text2world, _export, _run]
     body = "\n".join(section(report, number) for number, section in enumerate(sections, 1))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>cosmos_ref: from noise to a world</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-{_header(report.metrics)}
-{body}
-</main>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
-
-
-def both(en: str, pt: str) -> str:
-    """A text in both languages; the page shows one of them."""
-    return f'<span lang="en">{en}</span><span lang="pt">{pt}</span>'
-
-
-def _paragraph(en: str, pt: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{both(en, pt)}</p>' if kind else f"<p>{both(en, pt)}</p>"
-
-
-def _heading(number: int, en: str, pt: str) -> str:
-    return f'<h2><span class="number">{number}</span>{both(en, pt)}</h2>'
-
-
-def _film(film: Film, kind: str = "") -> str:
-    data = base64.b64encode(film.path.read_bytes()).decode()
-    heads = "".join(f"<span>{both(*head)}</span>" for head in film.heads)
-    return (
-        f'<figure class="{kind}">'
-        + (f'<div class="heads">{heads}</div>' if heads else "")
-        + f'<video src="data:video/mp4;base64,{data}" autoplay loop muted playsinline controls></video>'
-        + (f"<figcaption>{escape(film.caption)}</figcaption>" if film.caption else "")
-        + "</figure>"
-    )
-
-
-def _films(films: Sequence[Film], kind: str = "") -> str:
-    return f'<div class="grid {kind}">' + "".join(_film(film) for film in films) + "</div>"
-
-
-def _plot(svg: str, en: str, pt: str) -> str:
-    return f"<figure>{svg}<figcaption>{both(en, pt)}</figcaption></figure>"
-
-
-def _tiles(*tiles: tuple[str, str, str]) -> str:
-    cells = (f'<div class="tile"><b>{value}</b><small>{both(en, pt)}</small></div>' for value, en, pt in tiles)
-    return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int, kind: str = "") -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        kinds = (' class="number"' if i >= numbers_from else "" for i in range(len(cells)))
-        return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for k, c in zip(kinds, cells, strict=True)) + "</tr>"
-
-    lines = ([line(head, "th")] if head else []) + [line(row, "td") for row in rows]
-    return f'<div class="table"><table class="{kind}">{"".join(lines)}</table></div>'
-
-
-def _power_of_ten(value: float) -> str:
-    """A small number as it is printed: 3 x 10^-7."""
-    mantissa, exponent = f"{value:.0e}".split("e")
-    return f"{mantissa} × 10<sup>{int(exponent)}</sup>".replace("-", "−")
+    return document(TITLE, f"{_header(report.metrics)}\n{body}")
 
 
 def _header(m: dict[str, Any]) -> str:
     errors, cores = m["video2world"]["centre_error"], m["machine"]["cpu_cores"]
     plural = "" if cores == 1 else "s"
-    switch = '<div class="switch"><button value="en">EN</button><button value="pt">PT</button></div>'
     return (
-        f"<header>{switch}<h1>{both('From noise to a world', 'Do ruído a um mundo')}</h1>"
-        + _paragraph(
+        f"<header>{switch()}<h1>{both('From noise to a world', 'Do ruído a um mundo')}</h1>"
+        + paragraph(
             f"A world model in the way of Cosmos, trained from scratch by this run on {cores} CPU core{plural} in "
             f"{m['training']['seconds']:.0f} seconds. Parts 1 to 3 show what it learned from, parts 4 to 6 what it "
             "made.",
@@ -151,7 +72,7 @@ def _header(m: dict[str, Any]) -> str:
             "lead",
         )
         + "</header>"
-        + _tiles(
+        + tiles(
             (
                 f"{100 * m['video2world']['visible_share']:.0f} %",
                 "of the marbles that should be seen in generated frames are there",
@@ -168,7 +89,7 @@ def _header(m: dict[str, Any]) -> str:
                 "menos erro ponderado em clipes nunca vistos do que antes do treino",
             ),
             (
-                _power_of_ten(m["export"]["final_relative_error"]),
+                power_of_ten(m["export"]["final_relative_error"]),
                 "relative difference between PyTorch and ONNX Runtime after all sampling steps",
                 "de diferença relativa entre PyTorch e ONNX Runtime após todos os passos",
             ),
@@ -179,23 +100,23 @@ def _header(m: dict[str, Any]) -> str:
 
 def _world(report: Report, number: int) -> str:
     return (
-        _heading(number, "A world to learn from", "Um mundo para aprender")
-        + _paragraph(
+        heading(number, "A world to learn from", "Um mundo para aprender")
+        + paragraph(
             "Marbles in a box, simulated exactly: they fall or float, bounce, collide, hide behind a wall, get pushed. "
             "Since we made this world, we know what is true in it, and can measure how wrong a generated clip is.",
             "Bolinhas numa caixa, simuladas com exatidão: caem ou flutuam, quicam, colidem, somem atrás de uma parede, "
             "são empurradas. Como fizemos este mundo, sabemos o que nele é verdade e medimos o erro de um clipe "
             "gerado.",
         )
-        + _film(report.world, "single")
+        + film(report.world, "single")
     )
 
 
 def _tokenizer(report: Report, number: int) -> str:
     r = report.metrics["reconstruction"]
     return (
-        _heading(number, "From pixels to latents and back", "Dos pixels aos latentes e de volta")
-        + _paragraph(
+        heading(number, "From pixels to latents and back", "Dos pixels aos latentes e de volta")
+        + paragraph(
             "The model does not work on pixels but on a smaller description of them. Here a video file is read, "
             f"encoded into {r['compression']:.0f} times fewer numbers, and decoded again. This tokenizer is not "
             "trained: it is wavelets followed by principal components. What is lost here, no generated clip can win "
@@ -205,8 +126,8 @@ def _tokenizer(report: Report, number: int) -> str:
             "treinado: são wavelets seguidas de componentes principais. O que se perde aqui, nenhum clipe gerado "
             "recupera.",
         )
-        + _film(report.reconstruction, "single")
-        + _tiles(
+        + film(report.reconstruction, "single")
+        + tiles(
             (
                 f"{r['psnr']:.1f} dB",
                 f"PSNR of the clip above, <code>{escape(r['file'])}</code>",
@@ -224,8 +145,8 @@ def _tokenizer(report: Report, number: int) -> str:
 def _training(report: Report, number: int) -> str:
     t, d = report.metrics["training"], report.metrics["denoising"]
     return (
-        _heading(number, "Learning to denoise", "Aprendendo a tirar ruído")
-        + _paragraph(
+        heading(number, "Learning to denoise", "Aprendendo a tirar ruído")
+        + paragraph(
             "Training shows the model a clip with noise of strength σ added and asks for the clip without it. "
             "λL is the squared error, weighted so that every noise level counts the same; a network that says "
             "nothing has 1.",
@@ -233,14 +154,14 @@ def _training(report: Report, number: int) -> str:
             "λL é o erro quadrático, ponderado para que todo nível de ruído conte igual; uma rede que nada diz tem 1.",
         )
         + '<div class="grid plots">'
-        + _plot(
+        + plot(
             report.loss_curve,
             "<b>While it trains.</b> λL of every batch (grey) and its running mean (blue). It is noisy, because every "
             "batch draws its own noise levels.",
             "<b>Durante o treino.</b> λL de cada lote (cinza) e sua média móvel (azul). Oscila porque cada lote "
             "sorteia os seus níveis de ruído.",
         )
-        + _plot(
+        + plot(
             report.error_over_sigma,
             "<b>Before and after, on clips it never saw,</b> with the same noise. Fine detail is decided at small σ, "
             "where things are and go at large σ. e<sup>u</sup> is what the model itself expects λL to be: where it "
@@ -250,7 +171,7 @@ def _training(report: Report, number: int) -> str:
             "onde treinou muito, os traços ficam sobre a linha azul.",
         )
         + "</div>"
-        + _tiles(
+        + tiles(
             (f"{t['clips']:,}", f"clips seen in {t['steps']:,} steps", f"clipes vistos em {t['steps']:,} passos"),
             (f"{t['clips_per_cpu_second']:.0f}", "clips per CPU-second", "clipes por segundo de CPU"),
             (
@@ -266,16 +187,16 @@ def _training(report: Report, number: int) -> str:
 def _video2world(report: Report, number: int) -> str:
     v = report.metrics["video2world"]
     return (
-        _heading(number, "How does it go on? Video2World", "Como continua? Video2World")
-        + _paragraph(
+        heading(number, "How does it go on? Video2World", "Como continua? Video2World")
+        + paragraph(
             f"The model sees the first {v['given_frames']} frames (blue edge) of a scene it was never trained on, "
             "and a caption, and generates the rest (orange edge). Left is what really happened.",
             f"O modelo vê os {v['given_frames']} primeiros quadros (borda azul) de uma cena em que não treinou, e uma "
             "legenda, e gera o resto (borda laranja). À esquerda, o que de fato aconteceu.",
         )
-        + _films(report.video2world, "wide")
+        + films(report.video2world, "wide")
         + '<div class="grid plots">'
-        + _plot(
+        + plot(
             report.error_over_frames,
             f"<b>How far off?</b> Distance between the generated and the true centre of the marble, in pixels, mean of "
             f"{v['scenes']} held-out scenes. A useful model must beat the frozen last frame; beating the straight line "
@@ -291,8 +212,8 @@ def _video2world(report: Report, number: int) -> str:
 def _text2world(report: Report, number: int) -> str:
     t = report.metrics["text2world"]
     return (
-        _heading(number, "From a sentence: Text2World", "A partir de uma frase: Text2World")
-        + _paragraph(
+        heading(number, "From a sentence: Text2World", "A partir de uma frase: Text2World")
+        + paragraph(
             "No frames given: from pure noise and a sentence. Guidance pushes the clip towards what the sentence says. "
             f"Of {t['clips']} clips, {100 * t['colour_accuracy']:.0f} % show exactly the colour asked for; "
             "in a model this small it is right more often than the shape.",
@@ -300,7 +221,7 @@ def _text2world(report: Report, number: int) -> str:
             f"De {t['clips']} clipes, {100 * t['colour_accuracy']:.0f} % mostram exatamente a cor pedida; "
             "num modelo tão pequeno ela acerta mais vezes que a forma.",
         )
-        + _films(report.text2world)
+        + films(report.text2world)
     )
 
 
@@ -311,15 +232,15 @@ def _export(report: Report, number: int) -> str:
         for row in (*e["single_calls"], e["sampling"])
     ]
     return (
-        _heading(number, "The same model outside PyTorch", "O mesmo modelo fora do PyTorch")
-        + _paragraph(
+        heading(number, "The same model outside PyTorch", "O mesmo modelo fora do PyTorch")
+        + paragraph(
             "The denoiser is exported to ONNX and the whole generation runs again in ONNX Runtime, from the same "
             "noise, without PyTorch. Left PyTorch, right ONNX Runtime: you should see no difference.",
             "O denoiser é exportado para ONNX e toda a geração roda de novo no ONNX Runtime, do mesmo ruído, sem "
             "PyTorch. À esquerda PyTorch, à direita ONNX Runtime: não se deve ver diferença.",
         )
-        + _films(report.exported, "wide")
-        + _table(
+        + films(report.exported, "wide")
+        + table(
             [
                 both("what", "o quê"),
                 both("largest difference", "maior diferença"),
@@ -329,7 +250,7 @@ def _export(report: Report, number: int) -> str:
             rows,
             numbers_from=1,
         )
-        + _paragraph(
+        + paragraph(
             "Relative: the largest absolute difference over the largest absolute value. "
             f"The denoiser has {e['megabytes']:.1f} MB and takes any number of frames, height, width and words. "
             f"Sampling took {e['seconds_pytorch']:.1f} s in PyTorch and {e['seconds_onnxruntime']:.1f} s in ONNX "
@@ -367,13 +288,13 @@ def _run(report: Report, number: int) -> str:
         for name, value in values.items()
     ]
     return (
-        _heading(number, "What was run", "O que foi executado")
-        + _table([], stages, numbers_from=3, kind="stages")
-        + _table([], machine, numbers_from=2)
+        heading(number, "What was run", "O que foi executado")
+        + table([], stages, numbers_from=3, kind="stages")
+        + table([], machine, numbers_from=2)
         + f"<details><summary>{both('Every number of preset', 'Todos os números do preset')} "
-        + f"<code>{escape(m['config']['name'])}</code></summary>{_table([], settings, numbers_from=2)}</details>"
+        + f"<code>{escape(m['config']['name'])}</code></summary>{table([], settings, numbers_from=2)}</details>"
         + '<div class="limits">'
-        + _paragraph(
+        + paragraph(
             "<b>Honest limits.</b> Two minutes on a laptop make a model of one marble in a box of 32 × 32 pixels, "
             "not of the real world. It gets blurrier and less certain frame by frame, knows gravity only partly, and "
             "where it fails it may lose the marble or draw a second one. More training, on the same code, is what "

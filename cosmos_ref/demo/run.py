@@ -25,10 +25,11 @@ from cosmos_ref.checkpoint import load_strict, read_checkpoint
 from cosmos_ref.config import ClipConfig, Config, preset
 from cosmos_ref.demo import figures
 from cosmos_ref.demo.machine import describe_machine, peak_memory_gib, versions
-from cosmos_ref.demo.report import Film, Report, write_report
+from cosmos_ref.demo.report import Report, page
 from cosmos_ref.errors import UserError
 from cosmos_ref.evaluation.denoising import NoiseLevelLoss, loss_over_sigma
 from cosmos_ref.model.initialization import build_uncertainty
+from cosmos_ref.page.html import Film, write_page
 from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.tokenize import reconstruct
 from cosmos_ref.pipelines.video2world import video2world
@@ -36,7 +37,8 @@ from cosmos_ref.pipelines.world_model import WorldModel, load_world_model
 from cosmos_ref.shapes import Video
 from cosmos_ref.training.checks import check_config
 from cosmos_ref.training.data import draw_batch
-from cosmos_ref.training.loop import Run, start_run, train
+from cosmos_ref.training.loop import train
+from cosmos_ref.training.run import Run, start_run
 from cosmos_ref.training.sources import Bucket, Clips, Domain, WorldSource
 from cosmos_ref.video_io import probe, read_clip, write_video
 
@@ -145,7 +147,7 @@ class Demo:
             world = self.simulate()
         source = WorldSource(config.clip, config.data.world, config.train.seed)
         with self.stage("tokenize and reconstruct"):
-            untrained = start_run(config, source, torch.device("cpu"))
+            untrained = start_run(config, source)
             reconstruction, metrics["reconstruction"] = self.reconstruct(untrained, video)
         with self.stage("measure the untrained model"):
             before = self.denoising(untrained.denoiser, untrained.uncertainty, untrained)
@@ -385,7 +387,7 @@ class Demo:
             error_over_frames=figures.error_over_frames(v["frames"], v["centre_error_per_frame"]),
             metrics=metrics,
         )
-        write_report(self.folder / "report.html", report)
+        write_page(self.folder / "report.html", page(report))
 
 
 def check_place(out: Path) -> None:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from cosmos_ref.demo import figures
-from cosmos_ref.demo.report import Film, Report
+from cosmos_ref.demo.report import Report
+from cosmos_ref.page.html import Film
 from cosmos_ref.video_io import write_video
 
 FRAMES = 9
