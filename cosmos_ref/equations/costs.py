@@ -164,6 +164,142 @@ def training_bytes(parameters: int) -> int:
     return (2 + 4 + 4 + 2 + 8) * parameters  # weights, their copy, average, gradients, moments
 
 
+@equation("costs.kept_activations", source="ours, counted: what autograd keeps of one of our blocks; no recomputation")
+def kept_activations(
+    tokens: int,
+    text_tokens: int,
+    batch: int,
+    width: int,
+    num_heads: int,
+    mlp_width: int,
+    adaln_lora_dim: int,
+    number_bytes: int,
+) -> dict[str, int]:
+    r"""Bytes that one of our blocks keeps from forward to backward pass when nothing is computed again, by group.
+
+    $$B \left( L \left[ (19 D + 2 D_\text{mlp} + 6)\, b + (6 D + 5 N) \cdot 4 \right]
+      + M \left[ 2 D\, b + (2 D + N) \cdot 4 \right] + 3 (5 D + R)\, b \right)$$
+
+    The norm of queries and keys keeps its input and its result in float32, whatever the precision; so are the
+    logarithms of the softmax's denominators. Text embeddings, positions and angles belong to no block: all share them.
+
+    Args:
+        tokens: L, of this process.
+        text_tokens: M.
+        batch: clips B.
+        width: D.
+        num_heads: N, at least 2.
+        mlp_width: hidden width of the MLP.
+        adaln_lora_dim: rank R.
+        number_bytes: b of a number in the precision of the products.
+    """
+    row, head_norm, lse = width * number_bytes, 4 * (2 * width + num_heads), 4 * num_heads
+    per_token = {
+        "layer norms": 3 * (2 * row + 2 * number_bytes),  # before and after; mean and deviation
+        "self-attention": 6 * row + 2 * head_norm + lse,  # input; queries, keys, values; result, twice
+        "cross-attention": 3 * row + head_norm + lse,  # input; queries; result
+        "MLP": row + 2 * mlp_width * number_bytes,  # input; before and after GELU
+        "gates": 3 * row,  # what they let through
+    }
+    kept = {group: batch * tokens * size for group, size in per_token.items()}
+    text = batch * text_tokens * (2 * row + head_norm)  # keys and values
+    return kept | {"text": text, "AdaLN": batch * 3 * (5 * width + adaln_lora_dim) * number_bytes}
+
+
+@equation("costs.sharded_size", source="Zhao et al. 2023 (arXiv 2304.11277); PyTorch's fully_shard, first axis")
+def sharded_size(shape: tuple[int, ...], shards: int) -> int:
+    r"""Numbers of a tensor that each process holds: a share of its rows, rounded up; the last may hold fewer.
+
+    $$\left\lceil \frac{r_1}{n} \right\rceil r_2 \cdots r_k$$
+
+    Rounded up is also what travels: messages have one size.
+    """
+    return -(-shape[0] // shards) * prod(shape[1:])
+
+
+@equation("costs.sharding_bytes", source="Rajbhandari et al. 2020 (arXiv 1910.02054), Sec. 7; Zhao et al. 2023")
+def sharding_bytes(shard: int, shards: int, gathers: int, weight_bytes: int, gradient_bytes: int) -> tuple[int, int]:
+    r"""Bytes that a process sends so that weights are whole where they are used, and bytes of their summed gradients.
+
+    $$g\,(n - 1)\, s\, b_w \qquad \text{and} \qquad (n - 1)\, s\, b_g$$
+
+    All-gather sends each process's shard to all others; reduce-scatter sends each of them its piece of the gradient.
+
+    Args:
+        shard: numbers s that each process holds.
+        shards: processes n.
+        gathers: times g that the weights are gathered: before the forward pass, and again before the backward pass if
+            they were freed between.
+        weight_bytes: of a number as it is gathered.
+        gradient_bytes: of a number as it is summed.
+    """
+    return gathers * (shards - 1) * shard * weight_bytes, (shards - 1) * shard * gradient_bytes
+
+
+@equation("costs.all_reduce_bytes", source="Patarasuk & Yuan 2009, bandwidth-optimal ring all-reduce")
+def all_reduce_bytes(size: int, ranks: int) -> int:
+    r"""Bytes that a process sends so that all of them have the sum of what each has; at least that many are needed.
+
+    $$2 \cdot \frac{n - 1}{n}\, s$$
+
+    A reduce-scatter, after which each process has its piece of the sum, then an all-gather of the pieces.
+    """
+    return 2 * ((ranks - 1) * size // ranks)
+
+
+@equation("costs.ulysses_bytes", source="Jacobs et al. 2023 (arXiv 2309.14509), DeepSpeed-Ulysses, Sec. 3.2")
+def ulysses_bytes(tokens: int, width: int, ranks: int, number_bytes: int) -> int:
+    r"""Bytes that a process sends in the forward pass of one self-attention, and as many in the backward pass.
+
+    $$4 \cdot \frac{u - 1}{u}\, L D\, b$$
+
+    Queries, keys and values go from "my tokens, all heads" to "all tokens, my heads", and the result comes back.
+
+    Args:
+        tokens: L, of this process.
+        width: D.
+        ranks: processes u; they divide the heads.
+        number_bytes: b.
+    """
+    return 4 * (ranks - 1) * (tokens * width // ranks) * number_bytes
+
+
+@equation("costs.ring_bytes", source="Liu et al. 2023 (arXiv 2310.01889), ring attention; gradients in float32: ours")
+def ring_bytes(tokens: int, width: int, ranks: int, number_bytes: int) -> tuple[int, int]:
+    r"""Bytes that a process sends in the forward pass of one self-attention, and in its backward pass.
+
+    $$2 (r - 1)\, L D\, b \qquad \text{and} \qquad 2 (r - 1)\, L D\, b + 2\, r\, L D \cdot 4$$
+
+    Keys and values visit all other processes, in both passes. In the second their float32 gradients follow them, and
+    have one step more to go: home. A ring of one process sends nothing.
+
+    Args:
+        tokens: L, of this process.
+        width: D; of its heads only those that this process attends.
+        ranks: processes r.
+        number_bytes: b.
+    """
+    visits = 2 * (ranks - 1) * tokens * width * number_bytes
+    return visits, visits + (2 * ranks * tokens * width * 4 if ranks > 1 else 0)
+
+
+@equation("costs.utilization", source="Chowdhery et al. 2022 (arXiv 2204.02311), App. B: model FLOPs utilisation")
+def utilization(forward_flops: int, seconds: float, processes: int, peak: float) -> float:
+    r"""Share of a machine's arithmetic that a training step uses for what the model needs.
+
+    $$\frac{3 F}{T\, n\, p}$$
+
+    The backward pass takes twice what the forward pass takes. What is computed again is not needed and not counted.
+
+    Args:
+        forward_flops: F of all clips of the step, forward pass only.
+        seconds: T that the step takes.
+        processes: n.
+        peak: p operations a second that one process could do.
+    """
+    return 3 * forward_flops / (seconds * processes * peak)
+
+
 @equation(
     "costs.t5_parameters", source="Raffel et al. 2020 (arXiv 1910.10683), Sec. 2.1 and 3.7; code: google-t5/t5-11b"
 )

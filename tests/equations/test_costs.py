@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cosmos_ref.blocks.dit_block import DiTBlock
 from cosmos_ref.blocks.modulation import AdaLNLoRA
 from cosmos_ref.config import ModelConfig
+from cosmos_ref.distributed.account import KeptBytes
 from cosmos_ref.equations import costs, patches
 from cosmos_ref.model.dit import CosmosDiT
 from cosmos_ref.training.ema import PowerEMA
@@ -570,6 +573,328 @@ def training_bytes_with_one_moment(parameters):
 @impostor("costs.training_bytes", "gradients of bfloat16 weights in float32")
 def training_bytes_with_wide_gradients(parameters):
     return 22 * parameters
+
+
+# --- kept_activations
+
+
+def block_sizes(width: int, num_heads: int, mlp_width: int, adaln_lora_dim: int) -> dict[str, int]:
+    return dict(width=width, num_heads=num_heads, mlp_width=mlp_width, adaln_lora_dim=adaln_lora_dim)
+
+
+@cache  # impostors meet the same blocks again
+def counted_activations(tokens, text_tokens, batch, width, num_heads, mlp_width, adaln_lora_dim, dtype) -> int:
+    """What autograd keeps of a block, real and filled with anything, but for what all blocks share."""
+    block = DiTBlock(width, num_heads, 5, mlp_width / width, adaln_lora_dim).to(dtype)
+    x = torch.zeros(batch, tokens, width, dtype=dtype, requires_grad=True)
+    angles = torch.zeros(batch, tokens, width // num_heads)
+    shared = [torch.zeros(batch, width, dtype=dtype), torch.zeros(batch, 3 * width, dtype=dtype)]
+    shared += [torch.zeros(batch, text_tokens, 5, dtype=dtype), torch.zeros(tokens, width, dtype=dtype), angles]
+    with KeptBytes(block, shared) as kept:
+        block(x, *shared, angles)
+    return kept.total
+
+
+@pytest.mark.verifies("costs.kept_activations", by="point")
+def test_a_block_keeps_39_numbers_a_token_and_channel_where_the_paper_keeps_15():
+    """One block of the 7B model at 720p, 18 GB in bfloat16; a number in float32 counts twice."""
+    kept = costs.kept_activations(56_320, 512, 1, **block_sizes(4096, 32, 16_384, 256), number_bytes=2)
+    assert kept == {
+        "layer norms": 2_768_916_480,
+        "self-attention": 6_480_855_040,
+        "cross-attention": 3_244_032_000,
+        "MLP": 4_152_360_960,
+        "gates": 1_384_120_320,
+        "text": 25_231_360,
+        "AdaLN": 124_416,
+    }
+    assert 39.0 < sum(kept.values()) / (56_320 * 4096 * 2) < 39.2
+
+
+@pytest.mark.verifies("costs.kept_activations")
+@few
+@given(
+    st.integers(2, 5),
+    st.integers(2, 5),
+    st.integers(1, 2),
+    st.sampled_from([(32, 2, 64, 3), (36, 2, 36, 1), (48, 3, 96, 5)]),
+    st.sampled_from([torch.bfloat16, torch.float32]),
+)
+def test_what_a_block_keeps_is_what_autograd_keeps(tokens, text_tokens, batch, sizes, dtype):
+    kept = costs.kept_activations(tokens, text_tokens, batch, **block_sizes(*sizes), number_bytes=dtype.itemsize)
+    assert sum(kept.values()) == counted_activations(tokens, text_tokens, batch, *sizes, dtype)
+
+
+true_kept_activations = costs.kept_activations
+
+
+@impostor("costs.kept_activations", "the paper's 15, which compute norms and GELU again")
+def kept_activations_of_the_paper(tokens, text_tokens, batch, width, number_bytes, **sizes):
+    return {"block": 15 * batch * tokens * width * number_bytes}
+
+
+@impostor("costs.kept_activations", "everything in the precision of the products, norms of queries and keys too")
+def kept_activations_in_one_precision(tokens, text_tokens, batch, width, num_heads, number_bytes, **sizes):
+    groups = true_kept_activations(tokens, text_tokens, batch, width, num_heads, number_bytes=number_bytes, **sizes)
+    narrow = 3 * batch * (tokens + text_tokens / 3) * 2 * width * (4 - number_bytes)
+    return groups | {"narrow": -int(narrow)}
+
+
+@impostor("costs.kept_activations", "attention matrices are kept too")
+def kept_activations_with_attention(tokens, text_tokens, batch, width, num_heads, number_bytes, **sizes):
+    groups = true_kept_activations(tokens, text_tokens, batch, width, num_heads, number_bytes=number_bytes, **sizes)
+    return groups | {"attention matrix": batch * num_heads * tokens**2 * number_bytes}
+
+
+@impostor("costs.kept_activations", "the result of GELU only: its input is needed for its derivative")
+def kept_activations_without_the_input_of_gelu(tokens, text_tokens, batch, mlp_width, number_bytes, **sizes):
+    groups = true_kept_activations(tokens, text_tokens, batch, mlp_width=mlp_width, number_bytes=number_bytes, **sizes)
+    return groups | {"MLP": groups["MLP"] - batch * tokens * mlp_width * number_bytes}
+
+
+@impostor("costs.kept_activations", "of one clip")
+def kept_activations_of_one_clip(tokens, text_tokens, batch, **sizes):
+    return true_kept_activations(tokens, text_tokens, 1, **sizes)
+
+
+@impostor("costs.kept_activations", "keys and values of the text forgotten")
+def kept_activations_without_text(tokens, text_tokens, batch, **sizes):
+    return true_kept_activations(tokens, text_tokens, batch, **sizes) | {"text": 0}
+
+
+# --- sharded_size
+
+shapes = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
+
+
+@pytest.mark.verifies("costs.sharded_size", by="point")
+def test_a_matrix_of_7b_divides_among_32_and_a_position_table_does_not():
+    assert costs.sharded_size((16_384, 4096), 32) == 2_097_152
+    assert costs.sharded_size((120, 4096), 32) == 16_384  # 4 rows; the last two hold none
+
+
+@pytest.mark.verifies("costs.sharded_size")
+@given(shapes, st.integers(1, 12))
+def test_a_shard_is_the_first_piece_that_torch_cuts(shape, shards):
+    assert costs.sharded_size(shape, shards) == torch.zeros(shape).chunk(shards)[0].numel()
+
+
+@impostor("costs.sharded_size", "an even share of all numbers, as if rows could be cut")
+def sharded_size_of_flat_weights(shape, shards):
+    return -(-prod(shape) // shards)
+
+
+@impostor("costs.sharded_size", "rounded down: rows are lost")
+def sharded_size_without_the_rest(shape, shards):
+    return shape[0] // shards * prod(shape[1:])
+
+
+@impostor("costs.sharded_size", "the last axis is cut, not the first")
+def sharded_size_of_columns(shape, shards):
+    return -(-shape[-1] // shards) * prod(shape[:-1])
+
+
+# --- sharding_bytes
+
+ranks = st.integers(1, 8)
+
+
+@pytest.mark.verifies("costs.sharding_bytes", by="point")
+def test_a_process_of_32_sends_28_gigabytes_of_the_7b_model_each_way():
+    """226 million numbers each: gathered twice in bfloat16, their gradients summed in float32."""
+    assert costs.sharding_bytes(226_130_944, 32, 2, 2, 4) == (28_040_237_056, 28_040_237_056)
+
+
+@pytest.mark.verifies("costs.sharding_bytes")
+@given(ranks, st.integers(1, 5), st.integers(0, 3), st.sampled_from([2, 4]), st.sampled_from([2, 4]))
+def test_each_shard_travels_to_all_others_and_each_gradient_to_its_place(n, shard, gathers, weight, gradient):
+    """Owners before and after, number by number, for process 0."""
+    owners = torch.arange(n).repeat_interleave(shard)
+    gathered = sum(int((owners == 0).sum()) for _ in range(gathers) for other in range(n) if other != 0)
+    scattered = int((owners != 0).sum())  # it has a part of every sum, and keeps one sum
+    assert costs.sharding_bytes(shard, n, gathers, weight, gradient) == (gathered * weight, scattered * gradient)
+
+
+true_sharding_bytes = costs.sharding_bytes
+
+
+@impostor("costs.sharding_bytes", "gathered once, however often")
+def sharding_bytes_of_one_gather(shard, shards, gathers, weight_bytes, gradient_bytes):
+    return true_sharding_bytes(shard, shards, 1, weight_bytes, gradient_bytes)
+
+
+@impostor("costs.sharding_bytes", "to itself too")
+def sharding_bytes_to_all(shard, shards, gathers, weight_bytes, gradient_bytes):
+    return gathers * shards * shard * weight_bytes, shards * shard * gradient_bytes
+
+
+@impostor("costs.sharding_bytes", "gradients in the precision of the weights")
+def sharding_bytes_of_narrow_gradients(shard, shards, gathers, weight_bytes, gradient_bytes):
+    return true_sharding_bytes(shard, shards, gathers, weight_bytes, weight_bytes)
+
+
+@impostor("costs.sharding_bytes", "gradients to all, as if they were all-reduced")
+def sharding_bytes_with_all_reduce(shard, shards, gathers, weight_bytes, gradient_bytes):
+    gathered, scattered = true_sharding_bytes(shard, shards, gathers, weight_bytes, gradient_bytes)
+    return gathered, 2 * scattered
+
+
+# --- all_reduce_bytes
+
+
+@pytest.mark.verifies("costs.all_reduce_bytes", by="point")
+def test_two_replicas_exchange_half_of_the_sum_and_half_of_what_is_summed():
+    assert [costs.all_reduce_bytes(1000, n) for n in (1, 2, 4, 1000)] == [0, 1000, 1500, 1998]
+
+
+@pytest.mark.verifies("costs.all_reduce_bytes")
+@given(ranks, st.integers(1, 9))
+def test_an_all_reduce_is_a_reduce_scatter_and_an_all_gather_of_the_pieces(n, piece):
+    assert costs.all_reduce_bytes(4 * piece * n, n) == sum(costs.sharding_bytes(piece, n, 1, 4, 4))
+
+
+@impostor("costs.all_reduce_bytes", "to each of the others")
+def all_reduce_bytes_to_all(size, ranks):
+    return (ranks - 1) * size
+
+
+@impostor("costs.all_reduce_bytes", "the sum stays where it was made")
+def all_reduce_bytes_of_a_reduce_scatter(size, ranks):
+    return (ranks - 1) * size // ranks
+
+
+@impostor("costs.all_reduce_bytes", "twice the whole: what the formula is near to with many processes")
+def all_reduce_bytes_of_many(size, ranks):
+    return 2 * size
+
+
+# --- ulysses_bytes
+
+
+@pytest.mark.verifies("costs.ulysses_bytes", by="point")
+def test_a_layer_of_7b_at_720p_sends_202_megabytes_forward_with_8_processes():
+    assert costs.ulysses_bytes(7040, 4096, 8, 2) == 201_850_880
+
+
+@pytest.mark.verifies("costs.ulysses_bytes")
+@given(ranks, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 4]))
+def test_heads_change_their_owner_and_the_result_comes_back(u, tokens, heads, head_dim, number_bytes):
+    """Owners of all numbers before and after, for process 0: by token, then by head."""
+    by_token = torch.arange(u * tokens)[:, None, None] // tokens
+    by_head = torch.arange(u * heads)[None, :, None] // heads
+    away = (by_token == 0) & (by_head != 0)
+    back = (by_head == 0) & (by_token != 0)
+    sent = (3 * int(away.sum()) + int(back.sum())) * head_dim * number_bytes
+    assert costs.ulysses_bytes(tokens, u * heads * head_dim, u, number_bytes) == sent
+
+
+true_ulysses_bytes = costs.ulysses_bytes
+
+
+@impostor("costs.ulysses_bytes", "queries, keys and values; the result stays")
+def ulysses_bytes_one_way(tokens, width, ranks, number_bytes):
+    return true_ulysses_bytes(tokens, width, ranks, number_bytes) // 4 * 3
+
+
+@impostor("costs.ulysses_bytes", "one's own piece is sent too")
+def ulysses_bytes_of_all_pieces(tokens, width, ranks, number_bytes):
+    return 4 * tokens * width * number_bytes
+
+
+@impostor("costs.ulysses_bytes", "everything to everybody, as an all-gather does")
+def ulysses_bytes_of_all_gather(tokens, width, ranks, number_bytes):
+    return 4 * (ranks - 1) * tokens * width * number_bytes
+
+
+# --- ring_bytes
+
+
+@pytest.mark.verifies("costs.ring_bytes", by="point")
+def test_a_layer_of_7b_at_720p_sends_four_times_as_much_round_a_ring_of_8():
+    """0.81 GB, against the 0.20 of Ulysses; backward 2.65 GB."""
+    assert costs.ring_bytes(7040, 4096, 8, 2) == (807_403_520, 2_652_897_280)
+    assert costs.ring_bytes(7040, 4096, 8, 2)[0] == 4 * costs.ulysses_bytes(7040, 4096, 8, 2)
+
+
+@pytest.mark.verifies("costs.ring_bytes")
+@given(ranks, st.integers(1, 9), st.integers(1, 9), st.sampled_from([2, 4]))
+def test_a_block_visits_all_and_its_gradient_comes_home(r, tokens, width, number_bytes):
+    """Followed step by step round the ring; all processes send at once, so each sends what one block travels."""
+    place, seen, hops, home = 0, {0}, 0, 0
+    while len(seen) < r:
+        place, hops = (place + 1) % r, hops + 1
+        seen.add(place)
+    while place != 0:  # the gradient went along, from where the block was first, and has to get back there
+        place, home = (place + 1) % r, home + 1
+    keys_and_values = 2 * tokens * width
+    forward, backward = costs.ring_bytes(tokens, width, r, number_bytes)
+    assert forward == hops * keys_and_values * number_bytes
+    assert backward == hops * keys_and_values * number_bytes + (hops + home) * keys_and_values * 4
+
+
+true_ring_bytes = costs.ring_bytes
+
+
+@impostor("costs.ring_bytes", "gradients stop one step from home")
+def ring_bytes_without_the_way_home(tokens, width, ranks, number_bytes):
+    forward, _ = true_ring_bytes(tokens, width, ranks, number_bytes)
+    return forward, forward + 2 * (ranks - 1) * tokens * width * 4
+
+
+@impostor("costs.ring_bytes", "gradients in the precision of keys and values, whose sum over a ring is then rounded")
+def ring_bytes_of_narrow_gradients(tokens, width, ranks, number_bytes):
+    forward, _ = true_ring_bytes(tokens, width, ranks, number_bytes)
+    return forward, forward + (2 * ranks * tokens * width * number_bytes if ranks > 1 else 0)
+
+
+@impostor("costs.ring_bytes", "keys kept from the forward pass")
+def ring_bytes_with_kept_keys(tokens, width, ranks, number_bytes):
+    forward, backward = true_ring_bytes(tokens, width, ranks, number_bytes)
+    return forward, backward - forward
+
+
+@impostor("costs.ring_bytes", "keys without values")
+def ring_bytes_of_keys(tokens, width, ranks, number_bytes):
+    forward, backward = true_ring_bytes(tokens, width, ranks, number_bytes)
+    return forward // 2, backward // 2
+
+
+@impostor("costs.ring_bytes", "a ring of one process still sends its gradients home")
+def ring_bytes_of_one(tokens, width, ranks, number_bytes):
+    forward, _ = true_ring_bytes(tokens, width, ranks, number_bytes)
+    return forward, forward + 2 * ranks * tokens * width * 4
+
+
+# --- utilization
+
+
+@pytest.mark.verifies("costs.utilization", by="point")
+def test_a_clip_of_7b_in_16_seconds_on_one_h100_is_a_utilization_of_42_percent():
+    """720p, 121 frames: 2.2 PFLOP forward, 6.7 in all, of 989 TFLOP/s."""
+    work = costs.leading_flops(56_320, 4096, 28)
+    assert f"{costs.utilization(work, 16.0, 1, 989e12):.4f}" == "0.4163"
+
+
+@pytest.mark.verifies("costs.utilization")
+@given(st.integers(1, 10**16), st.integers(1, 64), st.floats(1e9, 1e16))
+def test_a_machine_that_does_nothing_else_is_used_whole_and_one_that_computes_again_three_quarters(work, n, peak):
+    assert math.isclose(costs.utilization(work, 3 * work / (n * peak), n, peak), 1)
+    assert math.isclose(costs.utilization(work, 4 * work / (n * peak), n, peak), 0.75)
+
+
+@impostor("costs.utilization", "what is computed again counted too: utilisation of the hardware, not by the model")
+def utilization_of_hardware(forward_flops, seconds, processes, peak):
+    return 4 * forward_flops / (seconds * processes * peak)
+
+
+@impostor("costs.utilization", "the forward pass alone")
+def utilization_of_the_forward_pass(forward_flops, seconds, processes, peak):
+    return forward_flops / (seconds * processes * peak)
+
+
+@impostor("costs.utilization", "the peak of one process for all of them")
+def utilization_of_one_process(forward_flops, seconds, processes, peak):
+    return 3 * forward_flops / (seconds * peak)
 
 
 # --- t5_parameters
