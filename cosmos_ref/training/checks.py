@@ -1,10 +1,12 @@
 """What a training needs of its configuration, checked before any work starts."""
 
 import math
+from dataclasses import replace
 
-from cosmos_ref.config import Config, HaarPCAConfig, latent_shape
+from cosmos_ref.config import Config, ConvTokenizerConfig, latent_shape
 from cosmos_ref.errors import UserError
 from cosmos_ref.training.sources import MAX_SEED
+from cosmos_ref.training.sources.clips import bucket_sizes
 
 
 def check_config(config: Config) -> None:
@@ -13,11 +15,26 @@ def check_config(config: Config) -> None:
     Raises:
         UserError: they do not; all that is wrong is listed.
     """
-    fitted_tokenizer(config)
-    train, (_, latent_frames, _, _) = config.train, latent_shape(config, config.clip)
+    train, data, (_, latent_frames, _, _) = config.train, config.data, latent_shape(config, config.clip)
+    for height, width in bucket_sizes(config.clip, data.buckets):
+        latent_shape(config, replace(config.clip, height=height, width=width))
+    discrete = isinstance(config.tokenizer, ConvTokenizerConfig) and bool(config.tokenizer.fsq_levels)
     rules = [
         (train.num_steps >= 1, f"train.num_steps is {train.num_steps}; it must be at least 1"),
         (train.batch_size >= 1, f"train.batch_size is {train.batch_size}; it must be at least 1"),
+        (
+            train.micro_batch < 1 or train.batch_size % train.micro_batch == 0,
+            f"train.micro_batch {train.micro_batch} does not divide train.batch_size {train.batch_size}; it must",
+        ),
+        (
+            not data.image_share or config.model.patch_size[0] == 1,
+            f"data.image_share is {data.image_share} for patches of {config.model.patch_size[0]} latent frames; an "
+            "image has one: it must be 0",
+        ),
+        (
+            not discrete,
+            "tokenizer.fsq_levels are of a discrete tokenizer; diffusion is trained on continuous latents: give none",
+        ),
         (0 < train.learning_rate < math.inf, f"train.learning_rate is {train.learning_rate}; it must be above 0"),
         (0 <= train.weight_decay < math.inf, f"train.weight_decay is {train.weight_decay}; it must not be negative"),
         (all(0 <= beta < 1 for beta in train.betas), f"train.betas is {train.betas}; both must be from 0 to below 1"),
@@ -30,6 +47,10 @@ def check_config(config: Config) -> None:
         (
             bool(train.ema_stds) and all(0 < std < 0.25 for std in train.ema_stds),
             f"train.ema_stds is {train.ema_stds}; give at least one, each between 0 and 0.25",
+        ),
+        (
+            len(set(train.ema_stds)) == len(train.ema_stds),
+            f"train.ema_stds is {train.ema_stds}; they must all be different",
         ),
         (0 <= train.text_dropout <= 1, f"train.text_dropout is {train.text_dropout}; it must be from 0 to 1"),
         (
@@ -48,17 +69,3 @@ def check_config(config: Config) -> None:
     wrong = [message for holds, message in rules if not holds]
     if wrong:
         raise UserError("this configuration cannot be trained:\n  " + "\n  ".join(wrong))
-
-
-def fitted_tokenizer(config: Config) -> HaarPCAConfig:
-    """The numbers of a tokenizer that training can fit.
-
-    Raises:
-        UserError: the preset's tokenizer is another.
-    """
-    if not isinstance(config.tokenizer, HaarPCAConfig):
-        raise UserError(
-            f"preset {config.name!r} cannot be trained yet: its tokenizer has weights of its own, and training fits "
-            "one; give a preset whose tokenizer is fitted (micro, tiny)"
-        )
-    return config.tokenizer

@@ -1,6 +1,8 @@
 """AdamW, which weights it decays, and the learning rate over training."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,23 @@ def build_optimizer(denoiser: nn.Module, uncertainty: nn.Module, config: TrainCo
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients down together so that their norm is at most `max_norm`; gives the norm they had.
+
+    Gradients that are sharded over processes are measured whole. Nothing is scaled if the norm is not finite.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = []
+    for sharded in (False, True):  # told apart without loading torch.distributed.tensor
+        total: Any = torch.nn.utils.get_total_norm([g for g in gradients if hasattr(g, "full_tensor") == sharded])
+        norms.append((total.full_tensor() if hasattr(total, "full_tensor") else total).item())
+    norm = math.hypot(*norms)
+    if max_norm < norm < math.inf:
+        for gradient in gradients:
+            gradient.mul_(max_norm / norm)
+    return norm
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

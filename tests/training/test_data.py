@@ -21,7 +21,7 @@ class Still:
 
     identity, captions = "still", []
 
-    def clips(self, indices):
+    def clips(self, indices, domain="video", bucket=None):
         B = len(indices)
         return Clips(torch.zeros(B, 3, 5, 8, 8), ["a red marble"] * B, torch.full((B,), 24.0))
 

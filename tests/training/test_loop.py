@@ -17,8 +17,9 @@ from cosmos_ref.config import PRESETS
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
 from cosmos_ref.training.log import TrainingLog, running_mean
-from cosmos_ref.training.loop import TrainingDiverged, train
+from cosmos_ref.training.loop import train
 from cosmos_ref.training.sources import WorldSource
+from cosmos_ref.training.update import TrainingDiverged
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,10 +38,10 @@ class Disturbed(WorldSource):
         self.sample, self.disturb = (step - 1) * config.train.batch_size, disturb
         super().__init__(config.clip, config.data.world, config.train.seed)
 
-    def clips(self, indices):
+    def clips(self, indices, domain="video", bucket=None):
         if indices[0] == self.sample and len(indices) > 1:
             self.disturb()
-        return super().clips(indices)
+        return super().clips(indices, domain, bucket)
 
 
 def undisturbed_source(config=CONFIG):
@@ -201,8 +202,8 @@ def test_a_checkpoint_without_moments_is_not_resumed(undisturbed, tmp_path):
 
 def test_a_diverged_run_stops_before_it_spoils_its_weights(tmp_path):
     class Broken(WorldSource):
-        def clips(self, indices):
-            clips = super().clips(indices)
+        def clips(self, indices, domain="video", bucket=None):
+            clips = super().clips(indices, domain, bucket)
             if indices[0] == 5 * CONFIG.train.batch_size:
                 clips.video[:] = float("nan")
             return clips

@@ -9,9 +9,10 @@ from cosmos_ref.conditioning.condition import give_frames, text_condition
 from cosmos_ref.config import PRESETS
 from cosmos_ref.model.initialization import new_model
 from cosmos_ref.training.data import Batch
-from cosmos_ref.training.loop import Run, advance, in_bf16
 from cosmos_ref.training.optimizer import build_optimizer
+from cosmos_ref.training.run import Run
 from cosmos_ref.training.step import training_loss
+from cosmos_ref.training.update import advance, in_bf16
 from tests.strategies import normal
 
 MICRO = PRESETS["micro"]
@@ -86,13 +87,8 @@ def test_one_batch_can_be_learnt_by_heart(precision):
     config = dataclasses.replace(MICRO, train=dataclasses.replace(MICRO.train, **settings))
     denoiser, uncertainty = new_model(config, torch.Generator().manual_seed(0))
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
-    run = Run(denoiser, uncertainty, optimizer, ema=NoAverage(), tokenizer=None)
+    run = Run(denoiser, uncertainty, optimizer, emas={}, tokenizer=None)
     b = batch(4, [0, 1, 2, 0])
-    errors = [advance(run, b, config)["weighted_error"] for _ in range(250)]
+    errors = [advance(run, [b], config)["weighted_error"] for _ in range(250)]
     assert errors[-1] < 0.25 * errors[0]
     assert uncertainty(b.sigma).mean() < -0.3
-
-
-class NoAverage:
-    def update(self, module, step):
-        pass

@@ -1,0 +1,216 @@
+"""All that changes during a training: how it begins, how it is kept, how it goes on."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cosmos_ref.checkpoint import Checkpoint, load_strict, prune_checkpoints, save_checkpoint
+from cosmos_ref.config import Config, HaarPCAConfig
+from cosmos_ref.errors import UserError
+from cosmos_ref.model.denoiser import Denoiser
+from cosmos_ref.model.initialization import build_denoiser, build_uncertainty, new_model
+from cosmos_ref.model.uncertainty import Uncertainty
+from cosmos_ref.tokenizer.build import build_tokenizer
+from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
+from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
+from cosmos_ref.training.data import ImageStatistics, image_statistics
+from cosmos_ref.training.ema import PowerEMA
+from cosmos_ref.training.initial import Initial
+from cosmos_ref.training.layout import Layout, OneProcess
+from cosmos_ref.training.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+from cosmos_ref.training.sources import Source
+
+TOKENIZER_CLIPS = range(2**39, 2**39 + 256)
+"""Numbers of the clips the tokenizer is fitted on; no training sample comes so far."""
+
+MAY_DIFFER = ("train.checkpoint_every", "train.keep_checkpoints", "sample.")
+"""Fields that may change on resuming: they do not touch the weights."""
+
+Tokenizer = HaarPCATokenizer | ContinuousTokenizer
+
+
+@dataclasses.dataclass
+class Run:
+    """All that changes during a training, and what is settled at its start: the tokenizer and statistics of images."""
+
+    denoiser: Denoiser
+    uncertainty: Uncertainty
+    optimizer: torch.optim.Optimizer
+    emas: dict[float, PowerEMA]
+    """Averages of the denoiser's weights, by their relative width; the first is sampled from."""
+    tokenizer: Tokenizer
+    images: ImageStatistics | None = None
+    step: int = 0
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that are trained."""
+        return {"denoiser": self.denoiser, "uncertainty": self.uncertainty}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The tensors that are trained."""
+        return [parameter for module in self.modules.values() for parameter in module.parameters()]
+
+
+def ema_groups(config: Config) -> dict[float, str]:
+    """Which group of a checkpoint holds which average: `ema`, `ema_2`, ..."""
+    return {std: f"ema_{i}" if i > 1 else "ema" for i, std in enumerate(config.train.ema_stds, 1)}
+
+
+def groups(config: Config) -> list[str]:
+    """Groups of tensors that a run is resumed from."""
+    images = ["images"] if config.data.image_share else []
+    return ["model", *ema_groups(config).values(), "uncertainty", "tokenizer", "optimizer", *images]
+
+
+def start_run(
+    config: Config,
+    source: Source,
+    layout: Layout | None = None,
+    *,
+    initial: Initial | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Run:
+    """A run before its first update.
+
+    Args:
+        config: what is trained.
+        source: the clips that what is measured at the start is measured on.
+        layout: the processes; None is this one alone.
+        initial: weights to start from, with the tokenizer whose latents they know; None is fresh ones.
+        tokenizer: the tokenizer, if it is neither fitted nor comes with `initial`.
+
+    Raises:
+        UserError: there is no tokenizer, and none can be fitted.
+    """
+    layout = layout or OneProcess()
+    tokenizer = start_tokenizer(config, source, initial, tokenizer).to(layout.device)
+    denoiser, uncertainty = new_model(config, torch.Generator().manual_seed(config.train.seed))
+    if initial is not None:
+        load_strict(denoiser, initial.denoiser, f"the network in {initial.folder}")
+        if initial.uncertainty is not None:
+            load_strict(uncertainty, initial.uncertainty, f"u(sigma) in {initial.folder}")
+    denoiser, uncertainty = denoiser.to(layout.device), uncertainty.to(layout.device)
+    images = None
+    if config.data.image_share and initial is not None and initial.images is not None:
+        images = ImageStatistics(**initial.images).to(layout.device)
+    elif config.data.image_share:
+        images = image_statistics(source, tokenizer, layout.device, chunk=config.train.batch_size)
+    optimizer = build_optimizer(denoiser, uncertainty, config.train)
+    emas = {std: PowerEMA(denoiser, std) for std in config.train.ema_stds}
+    return Run(denoiser, uncertainty, optimizer, emas, tokenizer, images)
+
+
+def start_tokenizer(config: Config, source: Source, initial: Initial | None, given: Tokenizer | None) -> Tokenizer:
+    """The tokenizer of a run: the given one, that of the weights it starts from, or one fitted on clips of the source.
+
+    Raises:
+        UserError: it is another than the configuration's, or there is none.
+    """
+    tokenizer = build_tokenizer(config.tokenizer)
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"preset {config.name!r} has a discrete tokenizer: diffusion is trained on continuous latents")
+    if given is not None:
+        load_strict(tokenizer, given.state_dict(), "the given tokenizer")
+    elif initial is not None and initial.tokenizer is not None:
+        load_strict(tokenizer, initial.tokenizer, f"the tokenizer in {initial.folder}")
+    elif isinstance(config.tokenizer, HaarPCAConfig) and (clips := source.clips(TOKENIZER_CLIPS)).video is not None:
+        tokenizer = HaarPCATokenizer.fit(config.tokenizer, clips.video)
+    else:
+        raise UserError(
+            f"the tokenizer of {config.name!r} has weights of its own, or the clips are latents already: give it by "
+            "--tokenizer-weights, the folder of a released tokenizer, of a checkpoint or of prepared data"
+        )
+    return tokenizer.requires_grad_(False).eval()
+
+
+def resume_run(checkpoint: Checkpoint, config: Config, source: Source, layout: Layout) -> Run:
+    """The run as it was when the checkpoint was written.
+
+    Raises:
+        UserError: the checkpoint is of another configuration or other data, or its tensors do not fit.
+    """
+    check_same(checkpoint, config, source)
+    if (threads := checkpoint.state["threads"]) != torch.get_num_threads() and layout.rank == 0:
+        say(f"the run had {threads} thread(s), now {torch.get_num_threads()}: the same only up to rounding")
+    device, tensors = layout.device, checkpoint.tensors
+    denoiser, uncertainty = build_denoiser(config), build_uncertainty(config)
+    tokenizer = build_tokenizer(config.tokenizer)
+    assert isinstance(tokenizer, Tokenizer)
+    for group in ema_groups(config).values():
+        load_strict(build_denoiser(config), tensors[group], "the averaged denoiser")
+    load_strict(denoiser, tensors["model"], "the denoiser")
+    load_strict(uncertainty, tensors["uncertainty"], "u(sigma)")
+    load_strict(tokenizer, tensors["tokenizer"], "the tokenizer")
+    denoiser, uncertainty = denoiser.to(device), uncertainty.to(device)
+    optimizer = build_optimizer(denoiser, uncertainty, config.train)
+    emas = {std: PowerEMA(denoiser, std) for std in config.train.ema_stds}
+    for std, group in ema_groups(config).items():
+        emas[std].weights = {name: tensor.to(device) for name, tensor in tensors[group].items()}
+    images = ImageStatistics(**tensors["images"]).to(device) if "images" in tensors else None
+    tokenizer = tokenizer.to(device).requires_grad_(False).eval()
+    run = Run(denoiser, uncertainty, optimizer, emas, tokenizer, images, checkpoint.state["step"])
+    load_optimizer(optimizer, run.modules, tensors["optimizer"])
+    return run
+
+
+def save_run(run: Run, config: Config, source: Source, out: Path, layout: Layout) -> Path:
+    """Write the run's checkpoint and delete those that are too old."""
+    tensors = {
+        "model": run.denoiser.state_dict(),
+        **{group: run.emas[std].weights for std, group in ema_groups(config).items()},
+        "uncertainty": run.uncertainty.state_dict(),
+        "tokenizer": run.tokenizer.state_dict(),
+        "optimizer": optimizer_tensors(run.optimizer, run.modules),
+    }
+    if run.images is not None:
+        tensors["images"] = {"mean": run.images.mean, "std": run.images.std}
+    state = {"step": run.step, "source": source.identity, "threads": torch.get_num_threads()}
+    folder = save_checkpoint(out / "checkpoints" / f"step_{run.step:07d}", config, tensors, state)
+    prune_checkpoints(out, config.train.keep_checkpoints)
+    return folder
+
+
+def check_same(checkpoint: Checkpoint, config: Config, source: Source) -> None:
+    """Check that a run goes on as it was begun.
+
+    Raises:
+        UserError: the checkpoint is of another configuration or other data; all differences are listed.
+    """
+    then, now = _fields(checkpoint.config), _fields(config)
+    changed = [
+        f"{name}: {then.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name) and not name.startswith(MAY_DIFFER)
+    ]
+    if checkpoint.state["source"] != source.identity:
+        changed.append(f"data: {checkpoint.state['source']}, now {source.identity}")
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"cannot resume, the run was begun with other settings; give the old ones or another --out:\n  {listed}"
+        )
+
+
+def say(message: str) -> None:
+    """A line for the person who waits."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    """All fields of a configuration by their dotted names."""
+
+    def walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                yield from walk(part, f"{name}.{key}" if name else key)
+        else:
+            yield name, value
+
+    return dict(walk(dataclasses.asdict(config), ""))
