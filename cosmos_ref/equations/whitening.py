@@ -28,6 +28,27 @@ def unstandardize(z: Float[Tensor, "*S"], mean: Float[Tensor, "*M"], std: Float[
     return z * std + mean
 
 
+@equation("whitening.merge_moments", source="Chan, Golub and LeVeque 1979, eq. 2.1")
+def merge_moments(
+    count_a: float,
+    mean_a: Float[Tensor, "*S"],
+    m2_a: Float[Tensor, "*S"],
+    count_b: float,
+    mean_b: Float[Tensor, "*S"],
+    m2_b: Float[Tensor, "*S"],
+) -> tuple[Float[Tensor, "*S"], Float[Tensor, "*S"]]:
+    r"""Mean and sum of squared deviations of two samples together, from those of each: no number is seen twice.
+
+    $$\mu = \mu_a + \delta\, \frac{n_b}{n_a + n_b}, \qquad
+      M = M_a + M_b + \delta^2\, \frac{n_a n_b}{n_a + n_b}, \qquad \delta = \mu_b - \mu_a$$
+
+    Of each sample $n$ is how many numbers it has, at least one together, $\mu$ their mean and
+    $M = \sum (x - \mu)^2$. Nothing large is subtracted from something large, so a mean far from zero costs no digits.
+    """
+    delta, count = mean_b - mean_a, count_a + count_b
+    return mean_a + delta * (count_b / count), m2_a + m2_b + delta**2 * (count_a * count_b / count)
+
+
 @equation("whitening.principal_axes", source=_SOURCE)
 def principal_axes(covariance: Float[Tensor, "D D"], channels: int) -> Float[Tensor, "C D"]:
     r"""Orthonormal directions of largest variance, largest first: the `channels` leading eigenvectors.

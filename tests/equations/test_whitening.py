@@ -108,6 +108,88 @@ def unstandardize_without_mean(z, mean, std):
     return z * std
 
 
+# --- merge_moments
+
+
+def moments(x: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Two passes over the numbers: their mean, then their deviations from it."""
+    mean = x.mean(dim=0)
+    return len(x), mean, (x - mean).square().sum(dim=0)
+
+
+@pytest.mark.verifies("whitening.merge_moments", by="point")
+def test_merge_moments_by_hand():
+    """1, 3 and 5, 5, 5, 9 together are 1, 3, 5, 5, 5, 9, with the mean 14/3 and squares of deviations 106/3."""
+    one, six = torch.tensor(1.0).double(), torch.tensor(6.0).double()
+    mean, m2 = whitening.merge_moments(2, 2 * one, 2 * one, 4, six, 12 * one)
+    torch.testing.assert_close(mean, 14 * one / 3, rtol=1e-15, atol=0)
+    torch.testing.assert_close(m2, 106 * one / 3, rtol=1e-15, atol=0)
+
+
+@pytest.mark.verifies("whitening.merge_moments")
+@given(seeds, st.integers(1, 39), st.floats(-1e3, 1e3))
+def test_two_parts_together_have_the_moments_of_the_whole(seed, cut, mean):
+    x = normal(seed, 40, C) + mean + torch.arange(40).double()[:, None]
+    merged = whitening.merge_moments(*moments(x[:cut]), *moments(x[cut:]))
+    torch.testing.assert_close(merged, moments(x)[1:], rtol=1e-12, atol=0)
+
+
+@pytest.mark.verifies("whitening.merge_moments")
+@given(seeds, st.integers(1, 39))
+def test_it_does_not_matter_which_part_comes_first(seed, cut):
+    x = normal(seed, 40, C) + torch.arange(40).double()[:, None]
+    a, b = moments(x[:cut]), moments(x[cut:])
+    there, back = whitening.merge_moments(*a, *b), whitening.merge_moments(*b, *a)
+    torch.testing.assert_close(there, back, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.verifies("whitening.merge_moments")
+@given(seeds)
+def test_an_empty_part_changes_nothing(seed):
+    x = normal(seed, 5, C)
+    nothing = (0, torch.zeros(C).double(), torch.zeros(C).double())
+    torch.testing.assert_close(whitening.merge_moments(*nothing, *moments(x)), moments(x)[1:], rtol=1e-14, atol=0)
+    assert all(map(torch.equal, whitening.merge_moments(*moments(x), *nothing), moments(x)[1:]))
+
+
+@pytest.mark.verifies("whitening.merge_moments")
+@given(seeds)
+def test_a_mean_far_from_zero_costs_no_digits(seed):
+    """A hundred million deviations away the sum of squares has lost all sixteen digits; merging loses none.
+
+    The numbers themselves are rounded there, by 1e-8, and their mean as much: deviations are compared to 1e-6.
+    """
+    x, far = normal(seed, 40, C), 1e8
+    _, m2 = whitening.merge_moments(*moments(x[:7] + far), *moments(x[7:] + far))
+    torch.testing.assert_close(m2, moments(x)[2], rtol=1e-6, atol=0)
+
+
+@impostor("whitening.merge_moments", "the spread between the two means forgotten")
+def merge_within_only(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    count = count_a + count_b
+    return mean_a + (mean_b - mean_a) * (count_b / count), m2_a + m2_b
+
+
+@impostor("whitening.merge_moments", "the means averaged as if both parts had as many numbers")
+def merge_as_equals(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    delta, count = mean_b - mean_a, count_a + count_b
+    return (mean_a + mean_b) / 2, m2_a + m2_b + delta**2 * (count_a * count_b / count)
+
+
+@impostor("whitening.merge_moments", "weights exchanged: the mean moves by the share of the first part")
+def merge_exchanged(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    delta, count = mean_b - mean_a, count_a + count_b
+    return mean_a + delta * (count_a / count), m2_a + m2_b + delta**2 * (count_a * count_b / count)
+
+
+@impostor("whitening.merge_moments", "through sums of squares, which lose all digits where the mean is large")
+def merge_through_squares(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    count = count_a + count_b
+    mean = (count_a * mean_a + count_b * mean_b) / count
+    squares = m2_a + count_a * mean_a**2 + m2_b + count_b * mean_b**2
+    return mean, squares - count * mean**2
+
+
 # --- principal_axes
 
 
