@@ -143,7 +143,7 @@ def save_checkpoint(
     try:
         _together(write, only_first=True)
         for name, group in spread.items():
-            _together(lambda name=name, group=group: _write_shards(partial / name, group))
+            _write_shards(partial / name, group)
         entries = _together(lambda: _own_shards(partial, spread))
         _together(seal, only_first=True)
     except (OSError, SafetensorError) as error:
@@ -320,17 +320,21 @@ def fill_group(folder: Path, group: str, tensors: Mapping[str, Tensor], what: st
         _require_none(_misfits({name: s.shape for name, s in stored.items()}, tensors), what)
 
     def read() -> None:
-        if _num_processes() > 1 or _is_spread(tensors):
-            _read_shards(folder, group, tensors)
-        else:
-            for name, stored in stored_tensors(folder, group).items():
-                tensors[name].copy_(stored.read())
+        for name, stored in stored_tensors(folder, group).items():
+            tensors[name].copy_(stored.read())
+
+    def finite() -> None:
         local = {name: getattr(t, "_local_tensor", t) for name, t in tensors.items()}
         _require_none([f"not finite: {name}" for name, t in local.items() if not torch.isfinite(t).all()], what)
 
     with torch.no_grad():
-        for work in (verify, check, read):
-            _together(work)
+        _together(verify)
+        _together(check)
+        if _is_spread(tensors):
+            _read_shards(folder, group, tensors)
+        else:
+            _together(read)
+        _together(finite)
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -448,7 +452,11 @@ def _is_spread(group: Mapping[str, Tensor]) -> bool:
 
 
 def _write_shards(folder: Path, group: Mapping[str, Tensor]) -> None:
-    """Write a file with the own part of each tensor; what several processes have, one of them writes."""
+    """Write a file with the own part of each tensor; what several processes have, one of them writes.
+
+    Raises:
+        OSError: a process cannot write; all processes raise.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -456,12 +464,16 @@ def _write_shards(folder: Path, group: Mapping[str, Tensor]) -> None:
     try:
         save(dict(group), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:  # is no Exception, and its text is a traceback
-        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        rank, (cause, _) = min(error.failures.items())
         raise OSError(f"process {rank}: {cause}") from error
 
 
 def _read_shards(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> None:
-    """Read the own part of each tensor."""
+    """Read the own part of each tensor.
+
+    Raises:
+        OSError: a process cannot read; all processes raise.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystem
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -478,7 +490,7 @@ def _read_shards(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> Non
     try:
         load(dict(tensors), storage_reader=reader)
     except CheckpointException as error:
-        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        rank, (cause, _) = min(error.failures.items())
         raise OSError(f"process {rank}: {cause}") from error
 
 
