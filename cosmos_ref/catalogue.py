@@ -5,7 +5,6 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
-from math import prod
 
 import torch
 from rich import box
@@ -19,6 +18,7 @@ from cosmos_ref import evidence
 from cosmos_ref.config import PRESETS, ClipConfig, Config, ConvTokenizerConfig, latent_shape, preset
 from cosmos_ref.equations import costs
 from cosmos_ref.errors import UserError
+from cosmos_ref.model.sizes import flops, parameter_count, parameters, token_count
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from cosmos_ref.traceability import EQUATIONS, Equation
 
@@ -320,36 +320,6 @@ def resolution_note(config: Config) -> str:
     )
 
 
-def network_sizes(config: Config) -> dict[str, int]:
-    """What both parameters and arithmetic of the network depend on."""
-    model, patch = config.model, prod(config.model.patch_size)
-    return {
-        "width": model.width,
-        "depth": model.depth,
-        "text_width": model.text_width,
-        "mlp_width": int(model.mlp_ratio * model.width),
-        "adaln_lora_dim": model.adaln_lora_dim,
-        "patch_in": model.in_channels * patch,
-        "patch_out": model.channels * patch,
-    }
-
-
-def parameters(config: Config) -> dict[str, int]:
-    """Numbers in the denoiser's weights, by group."""
-    model = config.model
-    return costs.parameters(**network_sizes(config), head_dim=model.head_dim, position_rows=sum(model.max_tokens))
-
-
-def parameter_count(config: Config) -> int:
-    """Numbers in the denoiser's weights."""
-    return sum(parameters(config).values())
-
-
-def flops(config: Config, clip: ClipConfig) -> dict[str, int]:
-    """Operations of a call of the network for one clip, by group."""
-    return costs.flops(token_count(config, clip), config.text.length, **network_sizes(config))
-
-
 def calls(config: Config) -> int:
     """Calls of the network for one sample; both branches of guidance count."""
     settings = config.sample
@@ -357,11 +327,6 @@ def calls(config: Config) -> int:
     steps = settings.num_steps - (not to_zero)  # the last step, from sigma_min to sigma_min, is none
     evaluations = 2 * steps - to_zero if settings.solver == "heun" else steps  # Heun's step to zero is one of Euler
     return evaluations * (2 if settings.guidance else 1)
-
-
-def token_count(config: Config, clip: ClipConfig) -> int:
-    """Tokens of a clip."""
-    return costs.tokens(latent_shape(config, clip)[1:], config.model.patch_size)
 
 
 def part_sizes(config: Config) -> dict[str, int]:
