@@ -1,9 +1,11 @@
 """Where training starts. Models are built without memory, then filled once, from a generator."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cosmos_ref.blocks.attention import RMSNorm
 from cosmos_ref.blocks.dit_block import DiTBlock
@@ -13,6 +15,9 @@ from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import Denoiser, Text2WorldDenoiser, Video2WorldDenoiser
 from cosmos_ref.model.dit import CosmosDiT
 from cosmos_ref.model.uncertainty import Uncertainty
+
+Write = Callable[[Tensor, Tensor], object]
+"""Puts a whole value into a tensor."""
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -45,41 +50,70 @@ def build_uncertainty(config: Config) -> Uncertainty:
         return Uncertainty(config.diffusion.uncertainty_channels)
 
 
-def new_model(config: Config, generator: torch.Generator) -> tuple[Denoiser, Uncertainty]:
-    """Denoiser and u(sigma) as they are before training, in float32 on the generator's device."""
-    denoiser = build_denoiser(config).to_empty(device=generator.device)
-    uncertainty = build_uncertainty(config).to_empty(device=generator.device)
-    initialize(denoiser.network, generator)
-    initialize_uncertainty(uncertainty, generator)
+def new_model(
+    config: Config,
+    generator: torch.Generator,
+    place: Callable[[nn.Module], None] = lambda module: None,
+    write: Write = Tensor.copy_,
+    device: torch.device | None = None,
+) -> tuple[Denoiser, Uncertainty]:
+    """Denoiser and u(sigma) as they are before training, in float32: the same numbers however they are spread.
+
+    Args:
+        config: what to build.
+        generator: every process has one in the same state, and draws all numbers from it.
+        place: spreads a module that is still on the meta device, in place.
+        write: puts a whole value into a tensor, of which this process may have a part.
+        device: where the modules are to be, the generator's unless told otherwise.
+    """
+    denoiser, uncertainty = build_denoiser(config), build_uncertainty(config)
+    for module in (denoiser, uncertainty):
+        place(module)
+        module.to_empty(device=device or generator.device)
+    initialize(denoiser.network, generator, write)
+    initialize_uncertainty(uncertainty, generator, write)
     return denoiser, uncertainty
 
 
 @torch.no_grad()
-def initialize(network: CosmosDiT, generator: torch.Generator) -> None:
+def initialize(network: CosmosDiT, generator: torch.Generator, write: Write = Tensor.copy_) -> None:
     """Xavier for every linear layer; small for the noise embedding; zero for the blocks' second AdaLN half; unit norms.
 
     With that half at zero, all sub-blocks start from the shared AdaLN term alone. Nothing of the final layer is zeroed.
     """
+
+    def fill(tensor: Tensor, draw: Callable[..., object], **how: Any) -> None:
+        write(tensor, drawn(tensor, generator.device, draw, **how))
+
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight, generator=generator)
+            fill(module.weight, nn.init.xavier_uniform_, generator=generator)
         elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
+            fill(module.weight, nn.init.ones_)
         elif isinstance(module, PositionEmbedding):
             for table in (module.t, module.h, module.w):
-                nn.init.trunc_normal_(table, std=0.02, generator=generator)
+                fill(table, nn.init.trunc_normal_, std=0.02, generator=generator)
     for module in network.modules():  # a second pass, since these set what the first one did
         if isinstance(module, DiTBlock):
             for adaln in (module.adaln_self, module.adaln_cross, module.adaln_mlp):
-                nn.init.zeros_(adaln.up.weight)
+                fill(adaln.up.weight, nn.init.zeros_)
         elif isinstance(module, NoiseEmbedding):
-            nn.init.normal_(module.linear_1.weight, std=0.02, generator=generator)
-            nn.init.normal_(module.linear_2.weight, std=0.02, generator=generator)
+            fill(module.linear_1.weight, nn.init.normal_, std=0.02, generator=generator)
+            fill(module.linear_2.weight, nn.init.normal_, std=0.02, generator=generator)
 
 
 @torch.no_grad()
-def initialize_uncertainty(uncertainty: Uncertainty, generator: torch.Generator) -> None:
+def initialize_uncertainty(uncertainty: Uncertainty, generator: torch.Generator, write: Write = Tensor.copy_) -> None:
     """Fresh frequencies and phases; u = 0 everywhere."""
-    uncertainty.frequencies.normal_(generator=generator).mul_(2 * math.pi)
-    uncertainty.phases.uniform_(generator=generator).mul_(2 * math.pi)
-    nn.init.zeros_(uncertainty.linear.weight)
+    frequencies = drawn(uncertainty.frequencies, generator.device, Tensor.normal_, generator=generator)
+    phases = drawn(uncertainty.phases, generator.device, Tensor.uniform_, generator=generator)
+    write(uncertainty.frequencies, frequencies * (2 * math.pi))
+    write(uncertainty.phases, phases * (2 * math.pi))
+    write(uncertainty.linear.weight, drawn(uncertainty.linear.weight, generator.device, nn.init.zeros_))
+
+
+def drawn(tensor: Tensor, device: torch.device, draw: Callable[..., object], **how: Any) -> Tensor:
+    """A whole tensor like `tensor`, of which there may be only a part here, filled by `draw`."""
+    value = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    draw(value, **how)
+    return value
