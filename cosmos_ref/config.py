@@ -217,6 +217,26 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Adapters that learn in the place of the network: see `cosmos_ref/equations/adapters.py`."""
+
+    rank: int = 0
+    """Rank of the change of each weight; 0 trains the whole network."""
+    alpha: float = 8.0
+    """Scale of the change, which is then divided by the rank."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out", "layer1", "layer2")
+    """Linear layers that get an adapter, by the last part of their names: both attentions and the MLP."""
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise UserError(f"lora.rank is {self.rank}; it must be above 0, or 0 for none")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"lora.alpha is {self.alpha}; it must be above 0")
+        if not self.targets:
+            raise UserError("lora.targets is empty; give the names of linear layers, for example to_q to_v")
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     """How a training is spread over processes; it decides nothing about the result.
 
@@ -315,6 +335,7 @@ class Config:
     clip: ClipConfig = ClipConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    lora: LoRAConfig = LoRAConfig()
     sample: SampleConfig = SampleConfig()
 
     def __post_init__(self):

@@ -15,7 +15,7 @@ FLOORS = {
     1.5: {"config"},
     2: {"blocks"},
     3: {"model"},
-    4: {"tokenizer", "conditioning", "worlds", "video_io", "checkpoint", "page"},
+    4: {"tokenizer", "conditioning", "worlds", "video_io", "checkpoint", "adapter", "page"},
     5: {"pipelines", "training", "evaluation"},
     6: {"distributed", "interop", "exercises"},
     7: {"cli", "commands", "catalogue", "evidence", "doctor", "generate", "demo", "prepare", "recipe"},

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cosmos_ref.blocks.lora import initialize_A, merge_lora
 from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
 from cosmos_ref.config import Config, ModelConfig
 from cosmos_ref.errors import UserError
@@ -40,7 +41,8 @@ class Initial:
 def load_initial(config: Config, path: str | Path) -> Initial:
     """Weights of an earlier training that fit the modules of `config` exactly.
 
-    The average is taken if there is one, else the last weights. Three things may be another size than they were:
+    The average is taken if there is one, else the last weights; adapters in it are merged, and new ones, if `config`
+    has any, begin with B = 0. What else may differ:
 
     - a Text2World network becomes a Video2World one: the channel that marks given frames enters with weight zero, so
       that at the start it makes no difference;
@@ -67,14 +69,16 @@ def load_initial(config: Config, path: str | Path) -> Initial:
         raise UserError(f"{folder} holds no network to start from: give another checkpoint, or convert it again")
     others = [group for group in ("uncertainty", "tokenizer", "images") if group in then.groups]
     tensors = read_checkpoint(folder, [network, *others]).tensors
-    denoiser = _of_module(build_denoiser(then.config), tensors[network], f"the network in {folder}")
+    denoiser = fit_network(_plain(then.config, tensors[network], folder), then.config.model, config.model)
+    if config.lora.rank:
+        denoiser |= _new_adapters(config)
     uncertainty = tensors.get("uncertainty")
     if uncertainty is not None:
         uncertainty = _of_module(build_uncertainty(config), uncertainty, f"u(sigma) in {folder}")
     return Initial(
         folder,
         then.config,
-        fit_network(denoiser, then.config.model, config.model),
+        denoiser,
         uncertainty,
         tensors.get("tokenizer"),
         tensors.get("images"),
@@ -89,7 +93,7 @@ def fit_network(tensors: dict[str, Tensor], then: ModelConfig, now: ModelConfig)
         fitted[name] = add_mask_channel(fitted[name], now)
     for axis, rows in zip("thw", now.max_tokens, strict=True):
         name = f"network.position_embedding.{axis}"
-        fitted[name] = fitted[name][:rows]
+        fitted[name] = fitted[name][:rows].clone()
     return fitted
 
 
@@ -101,6 +105,29 @@ def add_mask_channel(weight: Tensor, model: ModelConfig) -> Tensor:
     column = model.channels * prod(model.patch_size)
     zeros = weight.new_zeros(len(weight), prod(model.patch_size))
     return torch.cat([weight[:, :column], zeros, weight[:, column:]], dim=1)
+
+
+def _plain(config: Config, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Tensors of a denoiser's, checked, with adapters merged into the weights."""
+    denoiser = build_denoiser(config)
+    tensors = _of_module(denoiser, tensors, f"the network in {folder}")
+    if not config.lora.rank:
+        return tensors
+    denoiser.load_state_dict(tensors, assign=True)
+    merge_lora(denoiser.network)
+    return denoiser.state_dict()
+
+
+def _new_adapters(config: Config) -> dict[str, Tensor]:
+    """A and B of every layer that has them, drawn from the training's seed."""
+    generator = torch.Generator().manual_seed(config.train.seed)
+    adapters = {}
+    for name, tensor in build_denoiser(config).state_dict().items():
+        if name.endswith(("lora_A", "lora_B")):
+            adapters[name] = torch.zeros(tensor.shape)
+        if name.endswith("lora_A"):
+            initialize_A(adapters[name], generator)
+    return adapters
 
 
 def _check_fits(then: Config, now: Config, folder: Path) -> None:
