@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cosmos_ref.blocks.attention import RMSNorm
 from cosmos_ref.blocks.dit_block import DiTBlock
 from cosmos_ref.blocks.embeddings import NoiseEmbedding, PositionEmbedding
+from cosmos_ref.blocks.lora import LoRALinear, add_lora, initialize_A
 from cosmos_ref.config import Config
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import Denoiser, Text2WorldDenoiser, Video2WorldDenoiser
@@ -41,7 +42,10 @@ def build_denoiser(config: Config) -> Denoiser:
     """The denoiser of a preset without values, on the meta device."""
     with torch.device("meta"):
         kind = Video2WorldDenoiser if config.model.video2world else Text2WorldDenoiser
-        return kind(CosmosDiT(config.model), config.diffusion.sigma_data)
+        denoiser = kind(CosmosDiT(config.model), config.diffusion.sigma_data)
+        if config.lora.rank:
+            add_lora(denoiser.network, config.lora)
+        return denoiser
 
 
 def build_uncertainty(config: Config) -> Uncertainty:
@@ -100,6 +104,9 @@ def initialize(network: CosmosDiT, generator: torch.Generator, write: Write = Te
         elif isinstance(module, NoiseEmbedding):
             fill(module.linear_1.weight, nn.init.normal_, std=0.02, generator=generator)
             fill(module.linear_2.weight, nn.init.normal_, std=0.02, generator=generator)
+        elif isinstance(module, LoRALinear):
+            fill(module.lora_A, initialize_A, generator=generator)
+            fill(module.lora_B, nn.init.zeros_)
 
 
 @torch.no_grad()
