@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,16 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
 
-from cosmos_ref.config import (
-    ClipConfig,
-    Config,
-    DiffusionConfig,
-    ModelConfig,
-    SampleConfig,
-    TextConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
 from cosmos_ref.config import preset as preset_called
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.names import Layout
@@ -75,60 +65,11 @@ def doctor() -> None:
     examine(Console())
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train a model, from the simulated world or from a folder of videos."""
+def train_command(arguments: list[str]) -> Callable[..., None]:
+    """The train command, whose defaults are those of the preset that is asked for."""
+    from cosmos_ref.commands.train import train_from
 
-    out: Path
-    """Folder of the run: checkpoints, log, loss curve."""
-    model: ModelConfig
-    diffusion: DiffusionConfig
-    tokenizer: tyro.conf.AvoidSubcommands[TokenizerConfig]
-    text: TextConfig
-    clip: ClipConfig
-    train: TrainConfig
-    sample: SampleConfig
-    preset: str = "tiny"
-    """What to start from; every number below can be changed."""
-    data: Path | None = None
-    """Folder of ordinary videos (captions in name.txt beside name.mp4); none is the simulated world."""
-    resize: bool = False
-    """Resize and crop videos of another size."""
-    resume: bool = False
-    """Go on from the last checkpoint in the run's folder."""
-    t5: Path | None = None
-    """Local folder of the T5 encoder, for presets that use it."""
-    device: str = "cpu"
-    """Where to train: cpu, or cuda where there is a GPU."""
-
-    def run(self) -> None:
-        """Train."""
-        from cosmos_ref.training.loop import train
-        from cosmos_ref.training.sources import FolderSource, WorldSource
-
-        config = Config(name=self.preset, **{name: getattr(self, name) for name in SECTIONS})
-        if self.data is None:
-            source = WorldSource(config.clip, kind=config.data.world, seed=config.train.seed)
-        else:
-            source = FolderSource(self.data, config.clip, resize=self.resize, seed=config.train.seed)
-        checkpoint = train(config, self.out, source, resume=self.resume, device=self.device, t5_folder=self.t5)
-        Console().print(f"{checkpoint}: generate from it by `cosmos-ref sample --weights {self.out}`", soft_wrap=True)
-
-
-SECTIONS = [field.name for field in fields(Config) if field.name != "name"]
-
-
-def train_from(name: str) -> Callable[..., None]:
-    """The train command with a preset's numbers as its defaults."""
-    config = preset_called(name)
-    defaults = {section: getattr(config, section) for section in SECTIONS}
-
-    def train(arguments: Annotated[Train, tyro.conf.arg(name="")]) -> None:
-        """Train a model, from the simulated world or from a folder of videos."""
-        arguments.run()
-
-    train.__defaults__ = (Train(out=tyro.MISSING, preset=name, **defaults),)
-    return train
+    return train_from(requested_preset(arguments) if arguments[:1] == ["train"] else "tiny")
 
 
 @dataclass(frozen=True)
@@ -368,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
             "presets": presets,
             "equations": equations,
             "doctor": doctor,
-            "train": train_from(requested_preset(arguments) if arguments[:1] == ["train"] else "tiny"),
+            "train": train_command(arguments),
             "sample": sample,
             "encode-text": encode_text,
             "convert": convert,

@@ -22,6 +22,7 @@ from cosmos_ref.equations.edm import scale_latents
 from cosmos_ref.equations.noise import log_normal_sigma, video_noise_shift
 from cosmos_ref.shapes import Latents
 from cosmos_ref.tokenizer import VideoTokenizer
+from cosmos_ref.tokenizer.statistics import RunningMoments
 from cosmos_ref.training.random import philox
 from cosmos_ref.training.sources import Bucket, Clips, Domain, Source
 
@@ -65,15 +66,11 @@ class ImageStatistics:
 @torch.no_grad()
 def image_statistics(source: Source, tokenizer: VideoTokenizer, device: torch.device, chunk: int) -> ImageStatistics:
     """Statistics of the images of a source, in one pass over `IMAGE_CLIPS`, `chunk` images at a time, in float64."""
-    total, squares, count = 0.0, 0.0, 0
+    moments = RunningMoments()
     for start in range(0, len(IMAGE_CLIPS), chunk):
-        z = rearrange(encode(source.clips(IMAGE_CLIPS[start : start + chunk], "image"), tokenizer, device),
-                      "B C T H W -> C (B T H W)").double()  # fmt: skip
-        total, squares, count = total + z.sum(1), squares + (z**2).sum(1), count + z.shape[1]
-    assert isinstance(total, Tensor) and isinstance(squares, Tensor)
-    mean = total / count
-    std = (squares / count - mean**2).clamp(min=MIN_STD**2).sqrt()
-    return ImageStatistics(mean.float(), std.float())
+        clips = source.clips(IMAGE_CLIPS[start : start + chunk], "image")
+        moments.update(encode(clips, tokenizer, device), over=(0, 2, 3, 4))
+    return ImageStatistics(moments.mean.float(), moments.std.clamp(min=MIN_STD).float()).to(device)
 
 
 def draw_batch(
@@ -110,7 +107,7 @@ def make_batch(
     clips: Clips,
     config: Config,
     tokenizer: VideoTokenizer,
-    text_encoder: TextEncoder,
+    text_encoder: TextEncoder | None,
     samples: Sequence[int],
     device: torch.device | str = "cpu",
     *,
@@ -129,7 +126,11 @@ def make_batch(
     sigma = log_normal_sigma(normals[:, 0], diffusion.p_mean, diffusion.p_std)
     if train.video_noise_shift and domain == "video":
         sigma = video_noise_shift(sigma, x0.shape[2])
-    text = clips.text_embeddings if clips.text_embeddings is not None else text_encoder.encode(clips.captions)
+    if clips.text_embeddings is not None:
+        text = clips.text_embeddings
+    else:
+        assert text_encoder is not None, "clips bring their text, or something encodes it"
+        text = text_encoder.encode(clips.captions)
     text = drop_text(text.to(x0), keep=uniforms[:, 0] >= train.text_dropout)
     condition = text_condition(text, x0, clips.fps.to(device))
     if clips.padding_mask is not None:

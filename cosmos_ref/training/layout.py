@@ -21,13 +21,29 @@ class Layout(Protocol):
     """Where this process computes."""
     rank: int
     """Number of this process; only 0 writes logs and talks."""
-    data_rank: int
-    """Which of the groups that see different clips this process is in."""
-    data_size: int
-    """How many such groups there are."""
+    world: int
+    """How many processes there are."""
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the groups that see different clips this process is in."""
+        ...
+
+    @property
+    def data_size(self) -> int:
+        """How many such groups there are."""
+        ...
 
     def place(self, module: nn.Module) -> None:
         """Spread a module that is still on the meta device, in place; its parameters have the same names as before."""
+        ...
+
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Put a whole value into a tensor of a placed module; every process brings the same one."""
+        ...
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All of a tensor of a placed module, or of its gradient; every process must ask."""
         ...
 
     def mean(self, value: Tensor) -> Tensor:
@@ -39,20 +55,29 @@ class Layout(Protocol):
         ...
 
     def images(self) -> AbstractContextManager[None]:
-        """Within it clips are images: every process sees its own, whole ones."""
+        """Within it clips are images: every process sees its own, whole ones; `data_rank`, `data_size` say so."""
         ...
 
 
 class OneProcess:
     """A training in one process."""
 
-    rank, data_rank, data_size = 0, 0, 1
+    rank, data_rank, data_size, world = 0, 0, 1, 1
 
     def __init__(self, device: str | torch.device = "cpu"):
         self.device = find_device(device)
 
     def place(self, module: nn.Module) -> None:
         """Leave the module as it is."""
+
+    @torch.no_grad()
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Copy."""
+        tensor.copy_(value)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
 
     def mean(self, value: Tensor) -> Tensor:
         """The value itself."""

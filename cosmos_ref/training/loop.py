@@ -68,14 +68,15 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when the step is finished and its checkpoint written.
     """
     layout, out = layout or OneProcess(), Path(out)
+    prepared = getattr(source, "tokenizer", None)  # the clips are latents already, and their text embeddings
     first = layout.rank == 0
     shares = _shares(layout, config)
 
-    def prepare() -> tuple[TextEncoder, list[Path]]:
+    def prepare() -> tuple[TextEncoder | None, list[Path]]:
         check_config(config)
         check_shares(config, {domain: size for domain, (_, size) in shares.items()})
-        text_encoder = build_text_encoder(config.text, t5_folder)
-        if source.captions:
+        text_encoder = None if prepared else build_text_encoder(config.text, t5_folder)
+        if text_encoder and source.captions:
             text_encoder.encode(source.captions)
         checkpoints = list_checkpoints(out)
         if checkpoints and not resume:
@@ -91,7 +92,7 @@ def train(
         if resume and first:
             say(f"{out} holds no checkpoint yet: starting from the beginning")
         weights = None if initial is None else load_initial(config, initial)
-        return start_run(config, source, layout, initial=weights, tokenizer=tokenizer)
+        return start_run(config, source, layout, initial=weights, tokenizer=tokenizer or prepared)
 
     def next_batches(domain: Domain) -> list[Batch]:
         mine = share_out(plan_step(config, run.step), *shares[domain])

@@ -29,8 +29,10 @@ def build_optimizer(denoiser: nn.Module, uncertainty: nn.Module, config: TrainCo
     Only the matrices of the denoiser's linear layers decay. Norms and position tables do not: zero is no natural value
     for a scale, and positions are normalised anyway. Nor does u(sigma), whose size is its meaning.
     """
-    decayed = [module.weight for module in denoiser.modules() if isinstance(module, nn.Linear)]
-    others = [p for p in [*denoiser.parameters(), *uncertainty.parameters()] if not any(p is d for d in decayed)]
+    trained = [p for p in [*denoiser.parameters(), *uncertainty.parameters()] if p.requires_grad]
+    matrices = {id(module.weight) for module in denoiser.modules() if isinstance(module, nn.Linear)}
+    decayed = [parameter for parameter in trained if id(parameter) in matrices]
+    others = [parameter for parameter in trained if id(parameter) not in matrices]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -86,4 +88,6 @@ def load_optimizer(
 
 
 def _named(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    return {f"{of}.{name}": p for of, module in modules.items() for name, p in module.named_parameters()}
+    return {
+        f"{of}.{name}": p for of, module in modules.items() for name, p in module.named_parameters() if p.requires_grad
+    }

@@ -55,7 +55,7 @@ class Run:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The tensors that are trained."""
-        return [parameter for module in self.modules.values() for parameter in module.parameters()]
+        return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
 
 
 def ema_groups(config: Config) -> dict[float, str]:
@@ -91,12 +91,11 @@ def start_run(
     """
     layout = layout or OneProcess()
     tokenizer = start_tokenizer(config, source, initial, tokenizer).to(layout.device)
-    denoiser, uncertainty = new_model(config, torch.Generator().manual_seed(config.train.seed))
-    if initial is not None:
-        load_strict(denoiser, initial.denoiser, f"the network in {initial.folder}")
-        if initial.uncertainty is not None:
-            load_strict(uncertainty, initial.uncertainty, f"u(sigma) in {initial.folder}")
-    denoiser, uncertainty = denoiser.to(layout.device), uncertainty.to(layout.device)
+    generator = torch.Generator().manual_seed(config.train.seed)
+    denoiser, uncertainty = new_model(config, generator, layout.place, layout.write, layout.device)
+    for module, whole in ((denoiser, initial and initial.denoiser), (uncertainty, initial and initial.uncertainty)):
+        for name, tensor in (whole or {}).items():
+            layout.write(module.state_dict()[name], tensor)
     images = None
     if config.data.image_share and initial is not None and initial.images is not None:
         images = ImageStatistics(**initial.images).to(layout.device)

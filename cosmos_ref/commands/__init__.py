@@ -1,0 +1,1 @@
+"""Floor 7: commands of the command line, each a module with one typed function."""

@@ -1,0 +1,165 @@
+"""cosmos-ref train: one training, in this process or in all that torchrun starts."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from cosmos_ref.config import (
+    ClipConfig,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    LoRAConfig,
+    ModelConfig,
+    ParallelConfig,
+    SampleConfig,
+    TextConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from cosmos_ref.config import preset as preset_called
+from cosmos_ref.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from cosmos_ref.training.layout import Layout
+    from cosmos_ref.training.run import Tokenizer
+    from cosmos_ref.training.sources import Source
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model, from the simulated world or from a folder of videos."""
+
+    out: Path
+    """Folder of the run: checkpoints, log, loss curve."""
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    tokenizer: tyro.conf.AvoidSubcommands[TokenizerConfig]
+    text: TextConfig
+    clip: ClipConfig
+    data: DataConfig
+    train: TrainConfig
+    lora: LoRAConfig
+    sample: SampleConfig
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    preset: str = "tiny"
+    """What to start from; every number below can be changed."""
+    videos: Annotated[Path | None, tyro.conf.arg(name="data")] = None
+    """Folder of ordinary videos and images (captions in name.txt beside name.mp4), or one that `cosmos-ref prepare`
+    wrote; none is the simulated world."""
+    resize: bool = False
+    """Resize and crop videos of another size."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run's folder."""
+    initial: Path | None = None
+    """Checkpoint, or folder of a run, whose averaged weights to start from."""
+    tokenizer_weights: Path | None = None
+    """Folder of the tokenizer, where it is not fitted to the clips: of a checkpoint, or of a released one."""
+    allow_torchscript: bool = False
+    """Open a tokenizer that came as TorchScript. It may run code: only from a source that you trust."""
+    t5: Path | None = None
+    """Local folder of the T5 encoder, for presets that use it."""
+    device: str = "cpu"
+    """Where to train: cpu, or cuda where there is a GPU; under torchrun each process takes its own."""
+
+    def run(self) -> None:
+        """Train."""
+        from cosmos_ref.training.loop import train
+
+        config = Config(name=self.preset, **{name: getattr(self, name) for name in SECTIONS})
+        with chosen_layout(self.parallel, config, self.device) as layout:
+            tokenizer = None
+            if self.tokenizer_weights is not None:
+                tokenizer = read_tokenizer(self.tokenizer_weights, config, layout.device, self.allow_torchscript)
+            checkpoint = train(
+                config,
+                self.out,
+                self.source(config),
+                layout=layout,
+                initial=self.initial,
+                tokenizer=tokenizer,
+                resume=self.resume,
+                t5_folder=self.t5,
+            )
+            if layout.rank == 0:
+                line = f"{checkpoint}: generate from it by `cosmos-ref sample --weights {self.out}`"
+                Console().print(line, soft_wrap=True)
+
+    def source(self, config: Config) -> "Source":
+        """The clips."""
+        from cosmos_ref.training.sources import open_source
+
+        return open_source(self.videos, config, resize=self.resize)
+
+
+SECTIONS = [field.name for field in fields(Config) if field.name != "name"]
+
+
+@contextmanager
+def chosen_layout(parallel: ParallelConfig, config: Config, device: str) -> Iterator["Layout"]:
+    """One process, or under torchrun all that it started.
+
+    Raises:
+        UserError: the numbers of `parallel` do not fit the processes that there are.
+    """
+    if "RANK" in os.environ:
+        from cosmos_ref.distributed.layout import ManyProcesses, joined
+
+        with joined(device) as own:
+            yield ManyProcesses(parallel, config.model.num_heads, own, config.train.precision)
+        return
+    from cosmos_ref.training.layout import OneProcess
+
+    asked = max(parallel.world, parallel.replicate * parallel.cp)
+    if asked > 1:
+        raise UserError(
+            f"--parallel asks for {asked} processes, and this is one: start it by `torchrun --nproc-per-node {asked} "
+            "-m cosmos_ref.cli train ...`"
+        )
+    yield OneProcess(device)
+
+
+def read_tokenizer(path: Path, config: Config, device: "torch.device", allow_torchscript: bool) -> "Tokenizer":
+    """The tokenizer of a checkpoint of ours, or a released one.
+
+    Raises:
+        UserError: there is none, or it is another than the configuration's.
+    """
+    import torch
+
+    from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict, read_checkpoint
+    from cosmos_ref.interop.released import open_tokenizer
+    from cosmos_ref.tokenizer.build import build_tokenizer
+    from cosmos_ref.tokenizer.discrete import DiscreteTokenizer
+
+    if (path / "manifest.json").is_file() or list_checkpoints(path):
+        checkpoint = read_checkpoint(find_checkpoint(path), ["tokenizer"])
+        found, tokenizer = checkpoint.config.tokenizer, build_tokenizer(checkpoint.config.tokenizer)
+        load_strict(tokenizer, checkpoint.tensors["tokenizer"], f"the tokenizer in {path}")
+    else:
+        found, load = open_tokenizer(path, device, torch.float32, allow_torchscript)
+        tokenizer = load()
+    if found != config.tokenizer or isinstance(tokenizer, DiscreteTokenizer):
+        raise UserError(f"the tokenizer in {path} is another than the preset's:\n  {found}\n  {config.tokenizer}")
+    return tokenizer.to(device)
+
+
+def train_from(name: str) -> Callable[..., None]:
+    """The train command with a preset's numbers as its defaults."""
+    config = preset_called(name)
+    defaults = {section: getattr(config, section) for section in SECTIONS}
+
+    def train(arguments: Annotated[Train, tyro.conf.arg(name="")]) -> None:
+        """Train a model, from the simulated world or from a folder of videos."""
+        arguments.run()
+
+    train.__defaults__ = (Train(out=tyro.MISSING, preset=name, **defaults),)
+    return train
