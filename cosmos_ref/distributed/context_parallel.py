@@ -92,8 +92,12 @@ class ContextParallel:
         return padded.narrow(dim, self.group.rank() * size, size)
 
     def gather(self, x: Float[Tensor, "B l P"], length: int) -> Float[Tensor, "B L P"]:
-        """The slices of all processes, side by side, without the filling."""
-        return rearrange(AllGather.apply(x.contiguous(), self.group), "R B l P -> B (R l) P")[:, :length]
+        """The slices of all processes, side by side, without the filling.
+
+        Everyone sends the same to all. The transpose therefore sums what all of them made of a slice.
+        """
+        slices = AllToAll.apply(x.expand(self.group.size(), *x.shape), self.group)
+        return rearrange(slices, "R B l P -> B (R l) P")[:, :length]
 
     def attend(
         self, q: Float[Tensor, "B N l K"], k: Float[Tensor, "B N l K"], v: Float[Tensor, "B N l K"]
@@ -149,25 +153,6 @@ class AllToAll(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Send every entry back where it came from."""
         return AllToAll.apply(grad, ctx.group), None
-
-
-class AllGather(Function):
-    """The tensors of all processes in one, along a new first axis. Its transpose sums what all of them made of mine."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        """Entry i of the result is x of process i."""
-        ctx.group = group
-        out = x.new_empty(group.size(), *x.shape)
-        dist.all_gather_into_tensor(out, x, group=group)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Sum of all processes' gradients of this process's x."""
-        mine = torch.empty_like(grad[0])
-        dist.reduce_scatter_tensor(mine, grad.contiguous(), group=ctx.group)
-        return mine, None
 
 
 class RingAttention(Function):
