@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -30,21 +31,24 @@ PRELOADED = [
 multiprocessing.set_forkserver_preload(PRELOADED)  # before anyone starts the server
 
 
+class RanksFailed(RuntimeError):
+    """What went wrong in the processes."""
+
+
 def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any, timeout: float = 90) -> None:
     """Call `work(*arguments)` in `ranks` processes that have joined, each with one thread.
 
-    `work` belongs to a module and its arguments can be pickled. In it, `torch.distributed` is ready, and the environment
-    is that of torchrun.
+    `work` belongs to a module and its arguments can be pickled. In it, `torch.distributed` is ready, and the
+    environment is that of torchrun.
 
     Raises:
-        torch.multiprocessing.ProcessRaisedException: with the traceback of a process that failed; the others are ended.
+        RanksFailed: with the traceback of every process that failed, the first one first; the others are ended.
         torch.multiprocessing.ProcessExitedException: a process was killed.
         TimeoutError: they have not ended after so many seconds, and are killed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")  # a file, so that no port must be free
         context = mp.start_processes(
-            _rank, (ranks, store, timeout, work, arguments), nprocs=ranks, join=False, start_method="forkserver"
+            _rank, (ranks, folder, timeout, work, arguments), nprocs=ranks, join=False, start_method="forkserver"
         )
         assert context is not None
         end = time.monotonic() + timeout
@@ -52,19 +56,26 @@ def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any, timeout: f
             while not context.join(timeout=1):
                 if time.monotonic() > end:
                     raise TimeoutError(f"{work.__name__} in {ranks} processes has not ended after {timeout} s")
+        except mp.ProcessRaisedException as error:
+            failed = sorted(Path(folder).glob("*.failed"), key=lambda path: path.stat().st_mtime_ns)
+            raise RanksFailed("\n".join(f"process {path.stem}:\n{path.read_text()}" for path in failed)) from error
         finally:
             for process in context.processes:
                 if process.is_alive():
                     process.kill()
 
 
-def _rank(rank: int, ranks: int, store: str, timeout: float, work: Callable[..., None], arguments: tuple) -> None:
+def _rank(rank: int, ranks: int, folder: str, timeout: float, work: Callable[..., None], arguments: tuple) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+    store = dist.FileStore(str(Path(folder) / "store"), ranks)  # a file, so that no port must be free
     limit = timedelta(seconds=timeout)
-    dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=limit)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=limit)
     try:
         work(*arguments)
         dist.barrier()
+    except BaseException:
+        Path(folder, f"{rank}.failed").write_text(traceback.format_exc())  # before the others notice
+        raise
     finally:
         dist.destroy_process_group()

@@ -35,6 +35,7 @@ class Case(NamedTuple):
     size: str = "even"
     recompute: bool = False
     video2world: bool = True
+    compile: bool = False
     images: bool = False
     """Whether every process takes its own clips."""
 
@@ -116,7 +117,9 @@ def gradients_of(modules: dict[str, nn.Module], layout: ManyProcesses | None = N
 
 def layout_of(case: Case, precision: str = "fp32", spread_weights: bool = True) -> ManyProcesses:
     """The layout of a case, among the processes that have joined."""
-    parallel = ParallelConfig(replicate=case.replicate, cp=case.cp, ulysses=case.ulysses, recompute=case.recompute)
+    parallel = ParallelConfig(
+        replicate=case.replicate, cp=case.cp, ulysses=case.ulysses, recompute=case.recompute, compile=case.compile
+    )
     return ManyProcesses(parallel, case.heads, CPU, precision, spread_weights)
 
 
