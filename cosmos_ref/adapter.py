@@ -100,6 +100,10 @@ def load_adapter(network: nn.Module, folder: str | Path) -> LoRAConfig:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} is missing or damaged ({error}): copy the adapter again") from None
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    if any(isinstance(layer, LoRALinear) for layer in layers.values()):
+        raise UserError(
+            "the network has adapters already: merge them first, by `cosmos-ref merge-lora RUN --out FOLDER`"
+        )
     expected = {
         f"{PREFIX}{name}.{matrix}.weight": shape
         for name, layer in layers.items()

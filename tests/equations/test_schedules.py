@@ -251,3 +251,193 @@ def beta_constant(step, gamma):
 @impostor("schedules.ema_beta", "updates counted from one: the initial weights stay in the average")
 def beta_counted_from_one(step, gamma):
     return (1 - 1 / (step + 2)) ** (gamma + 1)
+
+
+# --- profile_overlap and posthoc_weights
+
+POINTS, POINT_WEIGHTS = np.polynomial.legendre.leggauss(60)
+times = st.integers(2, 3000).map(np.float64)
+profiles = st.tuples(times, st.floats(1, 40).map(np.float64))
+
+
+def profile(tau, time, gamma):
+    """How much an average of exponent gamma, read after `time` updates, looks at the moment tau."""
+    return np.where(tau <= time, (gamma + 1) / time * (np.minimum(tau, time) / time) ** gamma, 0.0)
+
+
+def integral(function, ends):
+    """Of a function that is smooth between `ends`, by quadrature."""
+    edges = np.unique([0.0, *(share * end for end in ends for share in (0.5, 0.8, 1.0))])
+    low, high = edges[:-1, None], edges[1:, None]
+    return float(((high - low) / 2 * POINT_WEIGHTS * function((high + low + (high - low) * POINTS) / 2)).sum())
+
+
+def kept(seed, count=4):
+    """Averages that a training has kept: times from 100 to 1000 updates, two kinds of exponents."""
+    generator = np.random.default_rng(seed)
+    times = np.sort(generator.choice(np.arange(100.0, 1000.0, 50), count, replace=False))
+    return times, generator.choice([6.9, 17.0], count)
+
+
+@pytest.mark.verifies("schedules.profile_overlap", by="point")
+def test_overlap_of_a_line_and_a_cube_up_to_one_and_two():
+    one, two, line, cube = (np.float64(number) for number in (1, 2, 1, 3))
+    assert schedules.profile_overlap(one, line, one, cube) == pytest.approx(2 * 4 / 5, rel=1e-12)
+    # the integral over [0, 1] of 2 t times 4 (t / 2)^3 / 2
+    assert schedules.profile_overlap(one, line, two, cube) == pytest.approx(0.1, rel=1e-12)
+    # and of 4 t^3 times 2 (t / 2) / 2
+    assert schedules.profile_overlap(one, cube, two, line) == pytest.approx(0.4, rel=1e-12)
+
+
+@pytest.mark.verifies("schedules.profile_overlap")
+@given(profiles, profiles)
+def test_the_overlap_is_the_integral_of_the_product(one, other):
+    expected = integral(lambda tau: profile(tau, *one) * profile(tau, *other), [one[0], other[0]])
+    assert math.isclose(schedules.profile_overlap(*one, *other), expected, rel_tol=1e-6, abs_tol=1e-12)  # quadrature
+
+
+@pytest.mark.verifies("schedules.profile_overlap")
+@given(profiles, profiles)
+def test_the_overlap_does_not_depend_on_the_order(one, other):
+    assert math.isclose(schedules.profile_overlap(*one, *other), schedules.profile_overlap(*other, *one), rel_tol=1e-12)
+
+
+@impostor("schedules.profile_overlap", "the exponent of the first average, whichever is the later one")
+def overlap_with_the_first_exponent(time, gamma, time2, gamma2):
+    earlier, later = np.minimum(time, time2), np.maximum(time, time2)
+    return (gamma + 1) * (gamma2 + 1) / (gamma + gamma2 + 1) * (earlier / later) ** gamma / later
+
+
+@impostor("schedules.profile_overlap", "the exponent of the earlier average")
+def overlap_with_the_earlier_exponent(time, gamma, time2, gamma2):
+    earlier, later = np.minimum(time, time2), np.maximum(time, time2)
+    exponent = np.where(time < time2, gamma, gamma2)
+    return (gamma + 1) * (gamma2 + 1) / (gamma + gamma2 + 1) * (earlier / later) ** exponent / later
+
+
+@impostor("schedules.profile_overlap", "not divided by the time: long trainings overlap as much as short ones")
+def overlap_without_the_time(time, gamma, time2, gamma2):
+    return schedules_overlap(time, gamma, time2, gamma2) * np.maximum(time, time2)
+
+
+@impostor("schedules.profile_overlap", "profiles that are powers but not normalised")
+def overlap_of_bare_powers(time, gamma, time2, gamma2):
+    return schedules_overlap(time, gamma, time2, gamma2) / ((gamma + 1) * (gamma2 + 1))
+
+
+schedules_overlap = schedules.profile_overlap
+
+
+@pytest.mark.verifies("schedules.posthoc_weights", by="point")
+def test_weights_of_a_single_average():
+    """The best multiple of one profile is the overlap with it over its own square."""
+
+    def weight(time, gamma, wanted_time, wanted_gamma):
+        (found,) = schedules.posthoc_weights(np.array([time]), np.array([gamma]), wanted_time, wanted_gamma)
+        return found
+
+    assert weight(1.0, 1.0, 1.0, 3.0) == pytest.approx(1.2, rel=1e-12)  # 8/5 over 4/3
+    assert weight(1.0, 1.0, 2.0, 1.0) == pytest.approx(0.25, rel=1e-12)  # 1/3 over 4/3
+    assert weight(2.0, 1.0, 1.0, 1.0) == pytest.approx(0.5, rel=1e-12)  # 1/3 over 2/3
+
+
+@pytest.mark.verifies("schedules.posthoc_weights")
+@given(st.integers(0, 2**20), st.integers(0, 3))
+def test_an_average_that_was_kept_is_taken_as_it_is(seed, which):
+    times, gammas = kept(seed)
+    weights = schedules.posthoc_weights(times, gammas, times[which], gammas[which])
+    np.testing.assert_allclose(weights, np.eye(4)[which], rtol=0, atol=1e-8)  # a condition of some 1e4
+
+
+@pytest.mark.verifies("schedules.posthoc_weights")
+@given(st.integers(0, 2**20), st.floats(5, 30), st.floats(0.5, 1))
+def test_what_is_left_has_nothing_of_any_kept_average(seed, gamma, share):
+    """Least squares: the error is orthogonal to all of them, measured by quadrature."""
+    times, gammas = kept(seed)
+    time = share * times[-1]
+    weights = schedules.posthoc_weights(times, gammas, time, gamma)
+    ends = [*times, time]
+    for t, g in zip(times, gammas, strict=True):
+        wanted = integral(lambda tau, t=t, g=g: profile(tau, time, gamma) * profile(tau, t, g), ends)
+        made = sum(
+            w * integral(lambda tau, t=t, g=g, t2=t2, g2=g2: profile(tau, t2, g2) * profile(tau, t, g), ends)
+            for w, t2, g2 in zip(weights, times, gammas, strict=True)
+        )
+        assert math.isclose(made, wanted, rel_tol=1e-6, abs_tol=1e-8)  # quadrature
+
+
+@pytest.mark.verifies("schedules.posthoc_weights")
+@given(st.integers(0, 2**20), st.floats(5, 30), st.floats(0.5, 50))
+def test_only_ratios_of_times_matter(seed, gamma, factor):
+    times, gammas = kept(seed)
+    weights = schedules.posthoc_weights(times, gammas, times[-1], gamma)
+    scaled = schedules.posthoc_weights(factor * times, gammas, factor * times[-1], gamma)
+    np.testing.assert_allclose(scaled, weights, rtol=0, atol=1e-8)
+
+
+@pytest.mark.verifies("schedules.posthoc_weights")
+@given(st.floats(0.025, 0.1), st.integers(1, 1000))
+def test_weights_add_up_to_one_as_far_as_the_fit_is_good(relative_std, unit):
+    """Every profile has the area 1, and an area is at most the norm times the root of the length (Cauchy-Schwarz).
+
+    With three widths in four checkpoints the fit is good to 1 % of the profile's norm.
+    """
+    stds, gamma = (0.1, 0.05, 0.025), schedules.ema_gamma(relative_std)
+    times = unit * np.repeat(np.arange(1.0, 5.0), len(stds))
+    gammas = np.tile([schedules.ema_gamma(std) for std in stds], 4)
+    weights = schedules.posthoc_weights(times, gammas, times[-1], gamma)
+    assert abs(weights.sum() - 1) <= 0.01 * (gamma + 1) / math.sqrt(2 * gamma + 1)
+
+
+@pytest.mark.verifies("schedules.posthoc_weights")
+@given(st.integers(0, 2**20), st.floats(0.06, 0.085))
+def test_an_average_that_was_not_kept_is_met_far_better_than_by_any_that_was(seed, relative_std):
+    """On a random walk of 200 weights over 400 updates, against the average that was followed all along."""
+    walk = np.random.default_rng(seed).normal(size=(400, 200)).cumsum(axis=0)
+    stds, steps = (0.1, 0.05, 0.025), (100, 200, 300, 400)
+
+    def average(steps, std):
+        return ema_weights(steps, schedules.ema_gamma(std)) @ walk[:steps]
+
+    times = np.repeat(np.array(steps, dtype=float), len(stds))
+    gammas = np.tile([schedules.ema_gamma(std) for std in stds], len(steps))
+    found = np.array([average(step, std) for step in steps for std in stds])
+    wanted = average(400, relative_std)
+    weights = schedules.posthoc_weights(times, gammas, 400.0, schedules.ema_gamma(relative_std))
+    error = np.linalg.norm(weights @ found - wanted)
+    assert error < 0.25 * np.linalg.norm(found - wanted, axis=1).min()  # on average a twelfth
+
+
+@impostor("schedules.posthoc_weights", "the kept average whose exponent is nearest, alone")
+def weights_of_the_nearest(times, gammas, time, gamma):
+    return np.eye(len(times))[np.argmin(np.abs(gammas - gamma) + np.abs(times - time))]
+
+
+@impostor("schedules.posthoc_weights", "divided by their sum: no longer least squares")
+def weights_divided_by_their_sum(times, gammas, time, gamma):
+    weights = schedules_posthoc(times, gammas, time, gamma)
+    return weights / weights.sum()
+
+
+@impostor("schedules.posthoc_weights", "negative ones cut off, as if it had to be a mixture")
+def weights_without_the_negative(times, gammas, time, gamma):
+    return schedules_posthoc(times, gammas, time, gamma).clip(0, 1)
+
+
+@impostor("schedules.posthoc_weights", "the times forgotten: all averages read at the same moment")
+def weights_without_the_times(times, gammas, time, gamma):
+    return schedules_posthoc(np.ones_like(times), gammas, 1.0, gamma)
+
+
+@impostor("schedules.posthoc_weights", "the overlaps themselves, without solving for what they share")
+def weights_by_projection(times, gammas, time, gamma):
+    own = schedules_overlap(times, gammas, times, gammas)
+    return schedules_overlap(times, gammas, np.float64(time), np.float64(gamma)) / own
+
+
+@impostor("schedules.posthoc_weights", "times counted in thousands in one place only")
+def weights_with_a_unit_mixed_in(times, gammas, time, gamma):
+    return schedules_posthoc(times, gammas, time + 1000, gamma)
+
+
+schedules_posthoc = schedules.posthoc_weights
