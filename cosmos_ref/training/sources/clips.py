@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from cosmos_ref.config import BUCKETS, ClipConfig
+from cosmos_ref.config import BUCKETS, ClipConfig, DataConfig
 from cosmos_ref.shapes import Latents, Video
 from cosmos_ref.training.random import philox
 
@@ -60,6 +60,12 @@ class Source(Protocol):
     def bucket(self, micro_batch: int, domain: Domain = "video") -> Bucket:
         """Height and width that the micro-batch of this number has; it follows from the number and the seed alone."""
         ...
+
+
+def domains_of(data: DataConfig) -> tuple[Domain, ...]:
+    """What a training sees: videos, images, or both."""
+    wanted: dict[Domain, bool] = {"video": data.image_share < 1, "image": data.image_share > 0}
+    return tuple(domain for domain, seen in wanted.items() if seen)
 
 
 def bucket_sizes(clip: ClipConfig, buckets: str) -> tuple[Bucket, ...]:

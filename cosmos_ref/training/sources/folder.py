@@ -1,7 +1,7 @@
 """Training clips from a folder of ordinary videos and images; `name.txt` beside `name.mp4` is its caption."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class FolderSource:
         data: which buckets, and which files are left out.
         domains: what is wanted. Image files are looked at for images only, and only then may videos be missing.
         skip: leave files out that cannot be used, instead of refusing the folder; `left_out` lists them.
+        progress: called after each file that was looked at.
 
     Raises:
         UserError: there are no files, or some are unreadable, too short, or of another size without `resize`.
@@ -81,6 +82,7 @@ class FolderSource:
         data: DataConfig | None = None,
         domains: Collection[Domain] = ("video",),
         skip: bool = False,
+        progress: Callable[[], None] = lambda: None,
     ):
         data = data or DataConfig()
         self.clip, self.resize, self.seed, self.data = clip, resize, seed, data
@@ -99,6 +101,7 @@ class FolderSource:
                     self.files.append(file)
             except UserError as error:
                 faults.append(LeftOut(path, str(error)))
+            progress()
         if faults and not skip:
             raise UserError(_refusal(folder, faults, len(paths)))
         self.left_out = sorted(self.left_out + faults, key=lambda out: out.path)
@@ -154,7 +157,7 @@ class FolderSource:
         else:
             read = self._read(file.path, file.bucket, start, frames)
             video, fps = read.video, read.fps
-        return reflection_padding(video, *file.bucket), fps
+        return (video if file.fitted == file.bucket else reflection_padding(video, *file.bucket)), fps
 
     def _examine(self, path: Path, domain: Domain) -> File:
         """What a file holds; its first window is decoded, which raises now what it would raise later."""
