@@ -130,6 +130,8 @@ def save_checkpoint(
             save_file({key: t.detach().cpu().contiguous() for key, t in group.items()}, partial / f"{name}{SUFFIX}")
 
     def seal() -> None:
+        if unseen := [name for part in entries for name in part if not (partial / name).is_file()]:
+            raise OSError(f"{partial / unseen[0]} was written but is not there: all processes need one file system")
         seal_checkpoint(partial, config, state, {name: entry for part in entries for name, entry in part.items()})
         if folder.exists():
             os.rename(folder, replaced)

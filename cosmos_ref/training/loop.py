@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cosmos_ref.checkpoint import list_checkpoints, read_checkpoint
+from cosmos_ref.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 from cosmos_ref.conditioning.text import TextEncoder, build_text_encoder
 from cosmos_ref.config import Config
 from cosmos_ref.errors import UserError
@@ -25,7 +25,7 @@ from cosmos_ref.training.data import Batch, make_batch
 from cosmos_ref.training.initial import load_initial
 from cosmos_ref.training.layout import Layout, OneProcess
 from cosmos_ref.training.log import TrainingLog
-from cosmos_ref.training.run import Run, Tokenizer, groups, resume_run, save_run, say, start_run
+from cosmos_ref.training.run import Run, Tokenizer, resume_run, save_run, say, start_run
 from cosmos_ref.training.schedule import check_shares, domain_of, plan_step, share_out
 from cosmos_ref.training.sources import Domain, Source
 from cosmos_ref.training.update import advance
@@ -72,7 +72,7 @@ def train(
     first = layout.rank == 0
     shares = _shares(layout, config)
 
-    def prepare() -> tuple[TextEncoder | None, list[Path]]:
+    def prepare() -> tuple[TextEncoder | None, list[Path], Checkpoint | None]:
         check_config(config)
         check_shares(config, {domain: size for domain, (_, size) in shares.items()})
         text_encoder = None if prepared else build_text_encoder(config.text, t5_folder)
@@ -84,11 +84,17 @@ def train(
                 f"{out} already holds checkpoints, up to {checkpoints[-1].name}: add --resume or change --out"
             )
         _check_writable(out)
-        return text_encoder, checkpoints
+        checkpoint = read_checkpoint(checkpoints[-1], ()) if checkpoints else None
+        return text_encoder, checkpoints, checkpoint
+
+    def see_the_same() -> None:
+        step = checkpoint.state["step"] if checkpoint else 0
+        if layout.mean(torch.tensor(float(step), device=layout.device)).item() != step:
+            raise UserError(f"not all processes see the same checkpoints in {out}: they need a file system in common")
 
     def begin() -> Run:
-        if checkpoints:
-            return resume_run(read_checkpoint(checkpoints[-1], groups(config)), config, source, layout)
+        if checkpoint:
+            return resume_run(checkpoints[-1], checkpoint, config, source, layout)
         if resume and first:
             say(f"{out} holds no checkpoint yet: starting from the beginning")
         weights = None if initial is None else load_initial(config, initial)
@@ -110,7 +116,8 @@ def train(
             for part in mine
         ]
 
-    text_encoder, checkpoints = together(layout, prepare)
+    text_encoder, checkpoints, checkpoint = together(layout, prepare)
+    together(layout, see_the_same)
     with _deterministic(layout.device), _interruptible(quiet=not first) as interrupted:
         run = together(layout, begin)
         log = TrainingLog(out, run.step) if first else None

@@ -66,6 +66,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn
     }
 
 
+def begin_moments(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> None:
+    """Give the optimizer moments to fill, as it has them after its first update; AdamW makes its own only then."""
+    for parameter in _named(modules).values():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+
 def load_optimizer(
     optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
 ) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cosmos_ref.checkpoint import Checkpoint, load_strict, prune_checkpoints, save_checkpoint
+from cosmos_ref.checkpoint import Checkpoint, fill_group, load_strict, prune_checkpoints, save_checkpoint
 from cosmos_ref.config import Config, HaarPCAConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.denoiser import Denoiser
@@ -22,7 +22,7 @@ from cosmos_ref.training.data import ImageStatistics, image_statistics
 from cosmos_ref.training.ema import PowerEMA
 from cosmos_ref.training.initial import Initial
 from cosmos_ref.training.layout import Layout, OneProcess
-from cosmos_ref.training.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+from cosmos_ref.training.optimizer import begin_moments, build_optimizer, optimizer_tensors
 from cosmos_ref.training.sources import Source
 
 TOKENIZER_CLIPS = range(2**39, 2**39 + 256)
@@ -61,12 +61,6 @@ class Run:
 def ema_groups(config: Config) -> dict[float, str]:
     """Which group of a checkpoint holds which average: `ema`, `ema_2`, ..."""
     return {std: f"ema_{i}" if i > 1 else "ema" for i, std in enumerate(config.train.ema_stds, 1)}
-
-
-def groups(config: Config) -> list[str]:
-    """Groups of tensors that a run is resumed from."""
-    images = ["images"] if config.data.image_share else []
-    return ["model", *ema_groups(config).values(), "uncertainty", "tokenizer", "optimizer", *images]
 
 
 def start_run(
@@ -129,38 +123,42 @@ def start_tokenizer(config: Config, source: Source, initial: Initial | None, giv
     return tokenizer.requires_grad_(False).eval()
 
 
-def resume_run(checkpoint: Checkpoint, config: Config, source: Source, layout: Layout) -> Run:
-    """The run as it was when the checkpoint was written.
+def resume_run(folder: Path, checkpoint: Checkpoint, config: Config, source: Source, layout: Layout) -> Run:
+    """The run as it was when the checkpoint was written, by however many processes; each reads what it will keep.
+
+    Args:
+        folder: the checkpoint.
+        checkpoint: what was read of it: configuration and state.
+        config: what is trained.
+        source: the clips.
+        layout: the processes.
 
     Raises:
-        UserError: the checkpoint is of another configuration or other data, or its tensors do not fit.
+        UserError: the checkpoint is of another configuration or other data, is damaged, or its tensors do not fit.
     """
     check_same(checkpoint, config, source)
     if (threads := checkpoint.state["threads"]) != torch.get_num_threads() and layout.rank == 0:
         say(f"the run had {threads} thread(s), now {torch.get_num_threads()}: the same only up to rounding")
-    device, tensors = layout.device, checkpoint.tensors
     denoiser, uncertainty = build_denoiser(config), build_uncertainty(config)
-    tokenizer = build_tokenizer(config.tokenizer)
+    for module in (denoiser, uncertainty):
+        layout.place(module)
+        module.to_empty(device=layout.device)
+    tokenizer = build_tokenizer(config.tokenizer).to(layout.device).requires_grad_(False).eval()
     assert isinstance(tokenizer, Tokenizer)
-    for group in ema_groups(config).values():
-        load_strict(build_denoiser(config), tensors[group], "the averaged denoiser")
-    load_strict(denoiser, tensors["model"], "the denoiser")
-    load_strict(uncertainty, tensors["uncertainty"], "u(sigma)")
-    load_strict(tokenizer, tensors["tokenizer"], "the tokenizer")
-    denoiser, uncertainty = denoiser.to(device), uncertainty.to(device)
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
     emas = {std: PowerEMA(denoiser, std) for std in config.train.ema_stds}
-    for std, group in ema_groups(config).items():
-        emas[std].weights = {name: tensor.to(device) for name, tensor in tensors[group].items()}
-    images = ImageStatistics(**tensors["images"]).to(device) if "images" in tensors else None
-    tokenizer = tokenizer.to(device).requires_grad_(False).eval()
-    run = Run(denoiser, uncertainty, optimizer, emas, tokenizer, images, checkpoint.state["step"])
-    load_optimizer(optimizer, run.modules, tensors["optimizer"])
+    run = Run(denoiser, uncertainty, optimizer, emas, tokenizer, step=checkpoint.state["step"])
+    if config.data.image_share:
+        channels = config.tokenizer.channels
+        run.images = ImageStatistics(torch.empty(channels), torch.empty(channels)).to(layout.device)
+    begin_moments(optimizer, run.modules)
+    for group, tensors in run_tensors(run, config).items():
+        fill_group(folder, group, tensors, f"the group {group!r}")
     return run
 
 
-def save_run(run: Run, config: Config, source: Source, out: Path, layout: Layout) -> Path:
-    """Write the run's checkpoint and delete those that are too old."""
+def run_tensors(run: Run, config: Config) -> dict[str, dict[str, Tensor]]:
+    """All tensors that a run is kept in, not copied, by the groups of its checkpoints."""
     tensors = {
         "model": run.denoiser.state_dict(),
         **{group: run.emas[std].weights for std, group in ema_groups(config).items()},
@@ -170,9 +168,15 @@ def save_run(run: Run, config: Config, source: Source, out: Path, layout: Layout
     }
     if run.images is not None:
         tensors["images"] = {"mean": run.images.mean, "std": run.images.std}
+    return tensors
+
+
+def save_run(run: Run, config: Config, source: Source, out: Path, layout: Layout) -> Path:
+    """Write the run's checkpoint and delete those that are too old."""
     state = {"step": run.step, "source": source.identity, "threads": torch.get_num_threads()}
-    folder = save_checkpoint(out / "checkpoints" / f"step_{run.step:07d}", config, tensors, state)
-    prune_checkpoints(out, config.train.keep_checkpoints)
+    folder = save_checkpoint(out / "checkpoints" / f"step_{run.step:07d}", config, run_tensors(run, config), state)
+    if layout.rank == 0:
+        prune_checkpoints(out, config.train.keep_checkpoints)
     return folder
 
 
