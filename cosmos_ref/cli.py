@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
 
+from cosmos_ref.commands.prepare import prepare
 from cosmos_ref.config import preset as preset_called
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.names import Layout
@@ -309,6 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
             "presets": presets,
             "equations": equations,
             "doctor": doctor,
+            "prepare": prepare,
             "train": train_command(arguments),
             "sample": sample,
             "encode-text": encode_text,
