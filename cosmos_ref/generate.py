@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from cosmos_ref.adapter import load_adapter
+from cosmos_ref.blocks.lora import merge_lora
 from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
 from cosmos_ref.conditioning.text import build_text_encoder
 from cosmos_ref.conditioning.text_table import TextTable
@@ -18,7 +20,8 @@ from cosmos_ref.doctor import memory
 from cosmos_ref.equations.causal import clip_length
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.released import open_release, open_tokenizer, t5_parameters
-from cosmos_ref.model.initialization import find_device
+from cosmos_ref.model.denoiser import Denoiser
+from cosmos_ref.model.initialization import build_denoiser, find_device
 from cosmos_ref.pipelines.conventions import like
 from cosmos_ref.pipelines.memory import GIB, NAMES, MemoryPlan, check_memory, plan_memory, unit_of
 from cosmos_ref.pipelines.text2world import text2world
@@ -109,6 +112,8 @@ def parts_of(
             "denoiser": release.load_denoiser,
             "tokenizer": release.load_tokenizer,
         }
+    if request.lora is not None:
+        load["denoiser"] = with_adapter(load["denoiser"], request.lora, config)
     if config.text.encoder == "t5" and request.text_embeddings is None and not weights["text_encoder"]:
         raise UserError(
             f"{config.name} reads prompts with T5, and none was found: give its folder by --t5, or embeddings of the "
@@ -119,6 +124,23 @@ def parts_of(
         table.encode([request.prompt, request.negative_prompt])  # a prompt it lacks is found now
         load["text_encoder"], weights = lambda: table, {**weights, "text_encoder": 0}
     return config, load, weights
+
+
+def with_adapter(load: Callable[[], Denoiser], folder: Path, config: Config) -> Callable[[], Denoiser]:
+    """What loads a denoiser and merges an adapter into it.
+
+    Raises:
+        UserError: the adapter does not fit; nothing was loaded yet.
+    """
+    load_adapter(build_denoiser(config).network, folder)
+
+    def load_both() -> Denoiser:
+        denoiser = load()
+        load_adapter(denoiser.network, folder)
+        merge_lora(denoiser.network)
+        return denoiser.eval().requires_grad_(False)
+
+    return load_both
 
 
 def settle(config: Config, request: "Request") -> Config:
