@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
 
+from cosmos_ref.commands.ema import ema
+from cosmos_ref.commands.merge_lora import merge_lora
 from cosmos_ref.commands.prepare import prepare
 from cosmos_ref.config import preset as preset_called
 from cosmos_ref.errors import UserError
@@ -117,6 +119,8 @@ class Request:
     """Of the denoiser's weights and matrix products."""
     preset: str | None = None
     """What a release is: 7b, 7b-video2world, 14b or 14b-video2world."""
+    lora: Path | None = None
+    """Folder of an adapter, in PEFT's format, to merge into the weights."""
     tokenizer: Path | None = None
     """Folder of a release's tokenizer, where it is not with the weights."""
     allow_torchscript: bool = False
@@ -317,6 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
             "convert": convert,
             "tokenize": tokenize,
             "export": export,
+            "merge-lora": merge_lora,
+            "ema": ema,
         }
         tyro.extras.subcommand_cli_from_dict(
             commands,
