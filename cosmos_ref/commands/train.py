@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,13 @@ class Train:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     preset: str = "tiny"
     """What to start from; every number below can be changed."""
+    recipe: str | None = None
+    """All stages of Cosmos' training one after the other, each with numbers of its own: toy, 7b or 14b. It goes on by
+    itself where it was stopped."""
+    prompt: tuple[str, ...] = ()
+    """With --recipe: what to generate after each stage, instead of captions of held-out clips."""
+    held_out: int = 48
+    """With --recipe: clips that each stage is measured on; 0 measures nothing and generates nothing."""
     videos: Annotated[Path | None, tyro.conf.arg(name="data")] = None
     """Folder of ordinary videos and images (captions in name.txt beside name.mp4), or one that `cosmos-ref prepare`
     wrote; none is the simulated world."""
@@ -72,6 +80,8 @@ class Train:
 
     def run(self) -> None:
         """Train."""
+        if self.recipe is not None:
+            return self.run_recipe()
         from cosmos_ref.training.loop import train
 
         config = Config(name=self.preset, **{name: getattr(self, name) for name in SECTIONS})
@@ -93,11 +103,44 @@ class Train:
                 line = f"{checkpoint}: generate from it by `cosmos-ref sample --weights {self.out}`"
                 Console().print(line, soft_wrap=True)
 
-    def source(self, config: Config) -> "Source":
-        """The clips."""
+    def run_recipe(self) -> None:
+        """Train stage after stage."""
+        from cosmos_ref.recipe.run import run_recipe
+        from cosmos_ref.training.stages import recipe
+
+        assert self.recipe is not None
+        stages = recipe(self.recipe)
+        own = preset_called(self.preset)
+        if changed := [name for name in SECTIONS if getattr(self, name) != getattr(own, name)]:
+            raise UserError(
+                f"a recipe has numbers of its own: leave out what begins with --{', --'.join(changed)}; stages with "
+                "other numbers are single trainings, each with --initial of the one before"
+            )
+        with chosen_layout(self.parallel, stages[0].config, self.device) as layout:
+            tokenizer = None
+            if self.tokenizer_weights is not None:
+                config = stages[0].config
+                tokenizer = read_tokenizer(self.tokenizer_weights, config, layout.device, self.allow_torchscript)
+            page = run_recipe(
+                stages,
+                self.out,
+                lambda stage: self.source(stage.config, stage.name),
+                layout=layout,
+                initial=self.initial,
+                tokenizer=tokenizer,
+                held_out=self.held_out,
+                prompts=self.prompt,
+                t5_folder=self.t5,
+            )
+            if layout.rank == 0:
+                Console().print(f"{page if page.is_file() else self.out}: all stages are done", soft_wrap=True)
+
+    def source(self, config: Config, stage: str = "") -> "Source":
+        """The clips; of a stage those in the data's folder of its name, where there is one."""
         from cosmos_ref.training.sources import open_source
 
-        return open_source(self.videos, config, resize=self.resize)
+        own = self.videos / stage if self.videos is not None and stage else None
+        return open_source(own if own is not None and own.is_dir() else self.videos, config, resize=self.resize)
 
 
 SECTIONS = [field.name for field in fields(Config) if field.name != "name"]
@@ -116,6 +159,7 @@ def chosen_layout(parallel: ParallelConfig, config: Config, device: str) -> Iter
         with joined(device) as own:
             yield ManyProcesses(parallel, config.model.num_heads, own, config.train.precision)
         return
+    from cosmos_ref.distributed.fsdp import prepare_blocks
     from cosmos_ref.training.layout import OneProcess
 
     asked = max(parallel.world, parallel.replicate * parallel.cp)
@@ -124,7 +168,7 @@ def chosen_layout(parallel: ParallelConfig, config: Config, device: str) -> Iter
             f"--parallel asks for {asked} processes, and this is one: start it by `torchrun --nproc-per-node {asked} "
             "-m cosmos_ref.cli train ...`"
         )
-    yield OneProcess(device)
+    yield OneProcess(device, place=partial(prepare_blocks, parallel=parallel))
 
 
 def read_tokenizer(path: Path, config: Config, device: "torch.device", allow_torchscript: bool) -> "Tokenizer":
@@ -156,10 +200,11 @@ def train_from(name: str) -> Callable[..., None]:
     """The train command with a preset's numbers as its defaults."""
     config = preset_called(name)
     defaults = {section: getattr(config, section) for section in SECTIONS}
+    large = config.model.width >= 2048  # its activations fit no GPU that there is
 
     def train(arguments: Annotated[Train, tyro.conf.arg(name="")]) -> None:
         """Train a model, from the simulated world or from a folder of videos."""
         arguments.run()
 
-    train.__defaults__ = (Train(out=tyro.MISSING, preset=name, **defaults),)
+    train.__defaults__ = (Train(out=tyro.MISSING, preset=name, parallel=ParallelConfig(recompute=large), **defaults),)
     return train

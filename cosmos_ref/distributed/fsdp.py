@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from cosmos_ref.blocks.dit_block import DiTBlock
+from cosmos_ref.config import ParallelConfig
 from cosmos_ref.distributed.mesh import Meshes
 from cosmos_ref.model.denoiser import Denoiser
 
@@ -24,6 +25,23 @@ Precision = Literal["fp32", "bf16"]
 def blocks_of(denoiser: Denoiser) -> list[DiTBlock]:
     """A denoiser's blocks, first to last."""
     return list(cast("list[DiTBlock]", denoiser.network.blocks))
+
+
+def prepare_blocks(
+    module: nn.Module, parallel: ParallelConfig, context_fn: Callable[[], Any] = noop_context_fn
+) -> None:
+    """Compile the blocks of a denoiser and let them recompute, as far as that is asked for; other modules have none.
+
+    Args:
+        module: a denoiser, or u(sigma).
+        parallel: what is asked for.
+        context_fn: see `recompute_blocks`.
+    """
+    if isinstance(module, Denoiser):
+        if parallel.compile:
+            compile_blocks(module)
+        if parallel.recompute:
+            recompute_blocks(module, context_fn)
 
 
 def compile_blocks(denoiser: Denoiser) -> None:

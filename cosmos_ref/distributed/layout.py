@@ -14,7 +14,7 @@ from cosmos_ref.distributed import fsdp
 from cosmos_ref.distributed.context_parallel import ContextParallel
 from cosmos_ref.distributed.mesh import build_meshes, split_processes
 from cosmos_ref.errors import UserError
-from cosmos_ref.model.denoiser import Text2WorldDenoiser, Video2WorldDenoiser
+from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.model.initialization import find_device
 
 MOST_TEXT = 500
@@ -95,16 +95,14 @@ class ManyProcesses:
 
         A denoiser is spread block by block and computes in the layout's precision, another module as one part.
         """
-        if not isinstance(module, Text2WorldDenoiser | Video2WorldDenoiser):
+        if not isinstance(module, Denoiser):
             if self.spread_weights:
                 fsdp.shard(module, self.meshes)
             return
         if self.context_parallel:
             self.context_parallel.install(module.network)
-        if self.parallel.compile:
-            fsdp.compile_blocks(module)
-        if self.parallel.recompute:
-            fsdp.recompute_blocks(module, *([self.context_parallel.remember] if self.context_parallel else []))
+        remember = [self.context_parallel.remember] if self.context_parallel else []
+        fsdp.prepare_blocks(module, self.parallel, *remember)
         if self.spread_weights:
             fsdp.shard_denoiser(module, self.meshes, self.precision)
 

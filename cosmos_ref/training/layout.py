@@ -4,7 +4,7 @@ The loop asks a layout to place modules, to average numbers, and which clips are
 of many processes; the command line hands one of the two down.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -60,15 +60,22 @@ class Layout(Protocol):
 
 
 class OneProcess:
-    """A training in one process."""
+    """A training in one process.
+
+    Args:
+        device: where it computes.
+        place: what is done to a module before it is filled: nothing, if not told otherwise.
+    """
 
     rank, data_rank, data_size, world = 0, 0, 1, 1
 
-    def __init__(self, device: str | torch.device = "cpu"):
+    def __init__(self, device: str | torch.device = "cpu", place: Callable[[nn.Module], None] = lambda module: None):
         self.device = find_device(device)
+        self._place = place
 
     def place(self, module: nn.Module) -> None:
-        """Leave the module as it is."""
+        """Do what is to be done to a module that is still on the meta device."""
+        self._place(module)
 
     @torch.no_grad()
     def write(self, tensor: Tensor, value: Tensor) -> None:

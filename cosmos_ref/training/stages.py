@@ -76,6 +76,7 @@ def _toy() -> tuple[Stage, ...]:
     video2world = replace(
         cooling,
         model=replace(high_res.model, video2world=True),
+        data=replace(cooling.data, image_share=0.0),
         train=replace(
             high_res.train,
             num_steps=240,
@@ -128,6 +129,7 @@ def _cosmos(name: str) -> tuple[Stage, ...]:
     video2world = replace(
         cooling,
         model=frames.model,
+        data=replace(cooling.data, image_share=0.0),
         train=replace(high_res.train, num_steps=10_000, given_latents=frames.train.given_latents),
     )
     return _named(

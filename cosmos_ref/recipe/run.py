@@ -1,0 +1,220 @@
+"""All stages of a recipe, one after the other: each is run or resumed, measured on held-out clips, and shown."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from cosmos_ref.checkpoint import list_checkpoints, load_strict, read_checkpoint
+from cosmos_ref.conditioning.text import build_text_encoder
+from cosmos_ref.config import Config, latent_shape
+from cosmos_ref.demo.machine import describe_machine, versions
+from cosmos_ref.demo.run import SLOW_FPS, side_by_side
+from cosmos_ref.errors import UserError
+from cosmos_ref.evaluation.denoising import NoiseLevelLoss, loss_over_sigma
+from cosmos_ref.model.initialization import new_model
+from cosmos_ref.page.html import Film, write_page
+from cosmos_ref.pipelines.text2world import text2world
+from cosmos_ref.pipelines.video2world import video2world
+from cosmos_ref.pipelines.world_model import load_world_model
+from cosmos_ref.recipe.report import Result, page, summary
+from cosmos_ref.tokenizer.build import build_tokenizer
+from cosmos_ref.training.data import ImageStatistics, draw_batch
+from cosmos_ref.training.initial import load_initial
+from cosmos_ref.training.layout import Layout, OneProcess
+from cosmos_ref.training.loop import train
+from cosmos_ref.training.run import Tokenizer
+from cosmos_ref.training.sources import Domain, Source
+from cosmos_ref.training.stages import Stage
+from cosmos_ref.video_io import write_video
+
+HELD_OUT = 2**39 + 2**20
+"""Numbers of held-out clips from here on; no training sample comes so far, nor what tokenizers are fitted on."""
+QUANTILES = (-1.28, -0.52, 0.0, 0.52, 1.28)
+"""Noise levels to measure at, in deviations of their logarithm: the middles of five equally likely parts."""
+SHOWN = 3
+"""Clips shown of each stage."""
+MEASURES, REPORT = "held_out.json", "report.html"
+
+
+def run_recipe(
+    stages: Sequence[Stage],
+    out: str | Path,
+    source_of: Callable[[Stage], Source],
+    *,
+    layout: Layout | None = None,
+    initial: Path | None = None,
+    tokenizer: Tokenizer | None = None,
+    held_out: int = 48,
+    prompts: Sequence[str] = (),
+    progress: bool = True,
+    t5_folder: Path | None = None,
+) -> Path:
+    """Run or resume all stages and return the page about them.
+
+    Every stage is a training in a folder of its own, `1-low-res` and so on, which starts from the weights of the one
+    before. What is finished stays as it is.
+
+    Args:
+        stages: what to train, in order.
+        out: folder of all of it.
+        source_of: the clips of a stage.
+        layout: the processes; None is this one alone.
+        initial: checkpoint whose weights the first stage starts from; None is fresh ones.
+        tokenizer: the tokenizer, where the first stage neither fits one nor has one from `initial`.
+        held_out: clips of each domain that each stage is measured on; 0 measures nothing and shows no clips.
+        prompts: what to generate after each stage; without any, captions of held-out clips.
+        progress: show progress.
+        t5_folder: the text encoder, if the stages use T5.
+
+    Raises:
+        UserError: a stage cannot be trained, or the folder holds another recipe.
+    """
+    out, layout = Path(out), layout or OneProcess()
+    sources = [source_of(stage) for stage in stages]
+    console, folder, results = Console(quiet=not progress or layout.rank > 0), initial, []
+    for number, (stage, source) in enumerate(zip(stages, sources, strict=True), 1):
+        before, folder = folder, out / f"{number}-{stage.name}"
+        console.rule(f"[bold]{number}  {stage.name}", align="left")
+        if not is_finished(folder, stage.config):
+            train(
+                stage.config,
+                folder,
+                source,
+                layout=layout,
+                initial=before,
+                tokenizer=tokenizer if before is initial else None,
+                resume=bool(list_checkpoints(folder)),
+                progress=progress,
+                t5_folder=t5_folder,
+            )
+        if held_out and layout.rank == 0:
+            if not (folder / MEASURES).is_file():
+                measures = measure(stage.config, folder, before, source, held_out, t5_folder)
+                measures["films"] = show(stage.config, folder, source, prompts, progress, t5_folder)
+                _write_json(folder / MEASURES, measures)
+            results.append(_result(stage, folder))
+            console.print(f"   {summary(results[-1])}", highlight=False)
+        layout.agree(None)
+    if results:
+        description = {"machine": describe_machine(), "versions": versions()}
+        write_page(out / REPORT, page(results, description))
+    return out / REPORT
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether the training of a stage has done all its updates.
+
+    Raises:
+        UserError: it was the training of another stage.
+    """
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        return False
+    checkpoint = read_checkpoint(checkpoints[-1], names=())
+    if checkpoint.state["step"] < config.train.num_steps:
+        return False
+    if replace(checkpoint.config, sample=config.sample) != config:
+        raise UserError(f"{folder} was trained with other settings than this stage has: give another --out")
+    return True
+
+
+def measure(
+    config: Config, folder: Path, before: Path | None, source: Source, count: int, t5_folder: Path | None
+) -> dict[str, Any]:
+    """Weighted error on held-out clips at the start of a stage and after it, by domain and noise level."""
+    text_encoder = build_text_encoder(config.text, t5_folder)
+    after = load_initial(config, folder)
+    assert after.tokenizer is not None and after.uncertainty is not None, "training keeps all of them"
+    tokenizer = build_tokenizer(config.tokenizer)
+    assert isinstance(tokenizer, Tokenizer)
+    load_strict(tokenizer, after.tokenizer, "the tokenizer")
+    images = ImageStatistics(**after.images) if after.images else None
+    denoiser, uncertainty = new_model(config, torch.Generator().manual_seed(config.train.seed))
+    if before is not None:
+        load_strict(denoiser, load_initial(config, before).denoiser, "the denoiser of the stage before")
+
+    domains: list[Domain] = ["video", "image"] if config.data.image_share else ["video"]
+    numbers, sigma_data = range(HELD_OUT, HELD_OUT + count), config.diffusion.sigma_data
+    batches = {
+        domain: draw_batch(source, config, tokenizer, text_encoder, numbers, domain=domain, images=images)
+        for domain in domains
+    }
+
+    def table(domain: Domain) -> list[NoiseLevelLoss]:
+        batch = batches[domain]
+        return loss_over_sigma(denoiser, uncertainty, batch.x0, batch.condition, levels(config, domain), 0, sigma_data)
+
+    first = {domain: table(domain) for domain in domains}
+    load_strict(denoiser, after.denoiser, "the trained denoiser")
+    load_strict(uncertainty, after.uncertainty, "u(sigma)")
+    last = {domain: table(domain) for domain in domains}
+    return {
+        domain: {
+            "sigma": [row.sigma for row in last[domain]],
+            "before": [row.weighted_error for row in first[domain]],
+            "after": [row.weighted_error for row in last[domain]],
+            "uncertainty": [row.uncertainty for row in last[domain]],
+        }
+        for domain in domains
+    }
+
+
+def levels(config: Config, domain: Domain) -> list[float]:
+    """Noise levels to measure at: equally likely ones under the training's own distribution."""
+    diffusion, shift = config.diffusion, 1.0
+    if config.train.video_noise_shift and domain == "video":
+        shift = math.sqrt(latent_shape(config, config.clip)[1])
+    return [shift * math.exp(diffusion.p_mean + diffusion.p_std * z) for z in QUANTILES]
+
+
+def show(
+    config: Config, folder: Path, source: Source, prompts: Sequence[str], progress: bool, t5_folder: Path | None
+) -> list[dict[str, str]]:
+    """Generate clips after a stage and write them beside its checkpoints: from text, or from given frames."""
+    model = load_world_model(folder, t5_folder)
+    truth = source.clips(range(HELD_OUT, HELD_OUT + SHOWN))
+    captions = [prompt or caption for prompt, caption in zip_longest(prompts[:SHOWN], truth.captions[:SHOWN])]
+    clip, fps = config.clip, truth.fps[0].item()
+    given = 1 + config.tokenizer.temporal_factor
+
+    def bar(steps: Iterable) -> Iterable:
+        return track(
+            steps, description="generating", console=Console(stderr=True), disable=not progress, transient=True
+        )
+
+    if config.model.video2world and truth.video is not None:
+        clip = replace(clip, fps=fps)
+        made = video2world(model, truth.video[:, :, :given], truth.captions, clip, config.sample, progress=bar).video
+        pairs = [side_by_side([truth.video[i], made[i]]) for i in range(SHOWN)]
+        captions = truth.captions
+    else:
+        pairs = list(text2world(model, captions, replace(clip, fps=fps), config.sample, progress=bar).video)
+    scale = max(1, round(256 / clip.height))
+    films = []
+    for i, (pair, caption) in enumerate(zip(pairs, captions, strict=True)):
+        path = write_video(folder / "clips" / f"{i}.mp4", pair, min(fps, SLOW_FPS), scale=scale)
+        films.append({"file": f"clips/{path.name}", "caption": caption or ""})
+    return films
+
+
+def _result(stage: Stage, folder: Path) -> Result:
+    """What the page says of a finished stage."""
+    measures = json.loads((folder / MEASURES).read_text(encoding="utf-8"))
+    films = [Film(folder / film["file"], film["caption"]) for film in measures.pop("films")]
+    records = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Result(stage, records, measures, films)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
