@@ -86,6 +86,8 @@ class FolderSource:
     ):
         data = data or DataConfig()
         self.clip, self.resize, self.seed, self.data = clip, resize, seed, data
+        if data.min_sharpness > 0:
+            raise UserError(f"data.min_sharpness {data.min_sharpness:g} needs prepared clips: run `cosmos-ref prepare`")
         self.shortest = clip.frames if "video" in domains else 1
         images = video_io.find_images(folder) if "image" in domains else []
         paths = sorted([*images, *video_io.find_videos(folder, required=not images)])
