@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -161,7 +162,7 @@ def weighted_error(
     sigma: Float[Tensor, "B"],
     sigma_data: float,
 ) -> Float[Tensor, "B"]:
-    r"""Weighted denoising error of every sample, in float32: 1 for a network that says nothing, 0 in given frames.
+    r"""Weighted denoising error of every sample, in float32 at least: 1 for a network that says nothing, 0 if given.
 
     $$\lambda(\sigma)\, \lVert D_\theta(x_0 + \sigma n;\ \sigma, c) - x_0 \rVert^2$$
 
@@ -175,5 +176,6 @@ def weighted_error(
     """
     D = denoiser(noise.add_noise(x0, unit_noise, sigma), sigma, **condition)
     given = condition.get("frame_mask", x0.new_zeros(len(x0), 1, x0.shape[2], 1, 1))
-    L = losses.denoising_error(D.float(), x0=x0.float(), frame_mask=given)
+    wide = torch.promote_types(D.dtype, torch.float32)
+    L = losses.denoising_error(D.to(wide), x0=x0.to(wide), frame_mask=given.to(wide))
     return edm.loss_weight(sigma, sigma_data) * L

@@ -30,12 +30,14 @@ class TrainingLog:
             return
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
-    def write(self, step: int, **values: float) -> None:
-        """Add the record of a step."""
+    def write(self, step: int, **values: float | str) -> None:
+        """Add the record of a step; TensorBoard is told the numbers."""
         self.records.append({"step": step, **values})
         self.file.write(json.dumps(self.records[-1]) + "\n")
         if self.tensorboard:
             for name, value in values.items():
+                if isinstance(value, str):
+                    continue
                 self.tensorboard.add_scalar(f"train/{name}", value, step)
 
     def draw(self) -> Path:

@@ -4,7 +4,6 @@ That holds on one machine with one number of threads: everything random is drawn
 sample, everything else is in the checkpoint, and torch's CPU kernels are asked to be deterministic.
 """
 
-import math
 import signal
 import threading
 import time
@@ -20,17 +19,23 @@ from cosmos_ref.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 from cosmos_ref.conditioning.text import TextEncoder, build_text_encoder
 from cosmos_ref.config import Config
 from cosmos_ref.errors import UserError
+from cosmos_ref.training.ahead import read_ahead
 from cosmos_ref.training.checks import check_config
 from cosmos_ref.training.data import Batch, make_batch
 from cosmos_ref.training.initial import load_initial
 from cosmos_ref.training.layout import Layout, OneProcess
 from cosmos_ref.training.log import TrainingLog
+from cosmos_ref.training.metrics import memory_gib, peak_flops
+from cosmos_ref.training.progress import progress_bar
+from cosmos_ref.training.report import write_report
 from cosmos_ref.training.run import Run, Tokenizer, resume_run, save_run, say, start_run
-from cosmos_ref.training.schedule import check_shares, domain_of, plan_step, share_out
-from cosmos_ref.training.sources import Domain, Source
+from cosmos_ref.training.schedule import MicroBatch, check_shares, domain_of, plan_step, share_out
+from cosmos_ref.training.sources import Clips, Domain, Source
 from cosmos_ref.training.update import advance
 
 T = TypeVar("T")
+READ_AHEAD = 2
+"""Micro-batches whose clips are read before they are needed, at least those of a step."""
 
 
 def train(
@@ -44,10 +49,12 @@ def train(
     resume: bool = False,
     progress: bool = True,
     t5_folder: str | Path | None = None,
+    peak_tflops: float | None = None,
 ) -> Path:
     """Train a preset and return its last checkpoint.
 
-    Writes `checkpoints/step_*`, `train.jsonl`, `loss.png` and, if TensorBoard is installed, `tensorboard/`.
+    Writes `checkpoints/step_*`, `train.jsonl`, `loss.png`, at the end `report.html`, and `tensorboard/` if TensorBoard
+    is installed.
 
     Args:
         config: what to train, and how.
@@ -59,6 +66,7 @@ def train(
         resume: go on from the newest checkpoint in `out`; from the start, where a run was stopped before its first.
         progress: show a progress bar.
         t5_folder: the text encoder, if the preset uses T5.
+        peak_tflops: what a process's device can do at most, for MFU; None looks the GPU up.
 
     Raises:
         UserError: the configuration cannot be trained, or not on these processes; a caption is too long; `out` cannot
@@ -69,7 +77,7 @@ def train(
     """
     layout, out = layout or OneProcess(), Path(out)
     prepared = getattr(source, "tokenizer", None)  # the clips are latents already, and their text embeddings
-    first = layout.rank == 0
+    first, peak = layout.rank == 0, peak_flops(layout.device, config.train.precision, peak_tflops)
     shares = _shares(layout, config)
 
     def prepare() -> tuple[TextEncoder | None, list[Path], Checkpoint | None]:
@@ -100,21 +108,34 @@ def train(
         weights = None if initial is None else load_initial(config, initial)
         return start_run(config, source, layout, initial=weights, tokenizer=tokenizer or prepared)
 
-    def next_batches(domain: Domain) -> list[Batch]:
-        mine = share_out(plan_step(config, run.step), *shares[domain])
-        return [
-            make_batch(
-                source.clips(part.samples, domain, source.bucket(part.number, domain)),
-                config,
-                run.tokenizer,
-                text_encoder,
-                part.samples,
-                layout.device,
-                domain=domain,
-                images=run.images,
+    def parts(step: int) -> list[MicroBatch]:
+        return share_out(plan_step(config, step), *shares[domain_of(step, config.data.image_share)])
+
+    def read_parts(first_step: int) -> Iterator[Clips]:
+        for step in range(first_step, config.train.num_steps):
+            for part in parts(step):
+                yield source.clips(part.samples, part.domain, source.bucket(part.number, part.domain))
+
+    def next_batches(clips: Iterator[Clips]) -> tuple[list[Batch], float]:
+        """The micro-batches of this step, and the seconds spent waiting for clips."""
+        batches, waited = [], 0.0
+        for part in parts(run.step):
+            started = time.perf_counter()
+            read = next(clips)
+            waited += time.perf_counter() - started
+            batches.append(
+                make_batch(
+                    read,
+                    config,
+                    run.tokenizer,
+                    text_encoder,
+                    part.samples,
+                    layout.device,
+                    domain=part.domain,
+                    images=run.images,
+                )
             )
-            for part in mine
-        ]
+        return batches, waited
 
     text_encoder, checkpoints, checkpoint = together(layout, prepare)
     together(layout, see_the_same)
@@ -122,18 +143,25 @@ def train(
         run = together(layout, begin)
         log = TrainingLog(out, run.step) if first else None
         last = checkpoints[-1] if checkpoints else None
-        with _progress_bar(config, run.step, progress and first) as show:
+        ahead = max(READ_AHEAD, len(parts(run.step)))
+        with (
+            progress_bar(config, run.step, progress and first) as show,
+            read_ahead(read_parts(run.step), ahead) as clips,
+        ):
             while run.step < config.train.num_steps:
                 started = time.perf_counter()
-                domain = domain_of(run.step, config.data.image_share)
-                batches = together(layout, partial(next_batches, domain))
-                with _only(layout, domain):
+                plan = plan_step(config, run.step)
+                batches, waited = together(layout, partial(next_batches, clips))
+                with _only(layout, plan[0].domain):
                     record = advance(run, batches, config, layout)
                 stop = _any(layout, interrupted())
-                rate = config.train.batch_size / (time.perf_counter() - started)
+                record = _per_second(record, plan, time.perf_counter() - started, waited)
+                record["memory_gib"] = memory_gib(layout.device)
+                if peak:
+                    record["mfu"] = record["tflops"] * 1e12 / (peak * layout.world)
                 if log:
-                    log.write(run.step, **record, clips_per_second=rate)
-                show(record)
+                    log.write(run.step, domain=plan[0].domain, **record)
+                show(plan[0].domain, record)
                 if stop or run.step == config.train.num_steps or run.step % config.train.checkpoint_every == 0:
                     last = save_run(run, config, source, out, layout)
                     if log:
@@ -142,6 +170,8 @@ def train(
                     break
         if log:
             log.close()
+            if log.records:
+                write_report(config, log.records, out / "report.html")
     assert last is not None
     if run.step < config.train.num_steps:
         message = f"stopped after step {run.step} of {config.train.num_steps}, saved as {last}: go on with --resume"
@@ -149,6 +179,17 @@ def train(
             say(message)
         raise KeyboardInterrupt(message)
     return last
+
+
+def _per_second(record: dict[str, float], plan: list[MicroBatch], seconds: float, waited: float) -> dict[str, float]:
+    """The record of a step with what it cost as speeds, of all processes together."""
+    return {name: value for name, value in record.items() if name not in ("tokens", "flops")} | {
+        "seconds": seconds,
+        "clips_per_second": sum(len(part.samples) for part in plan) / seconds,
+        "tokens_per_second": record["tokens"] / seconds,
+        "tflops": record["flops"] / seconds / 1e12,
+        "data_wait": waited / seconds,
+    }
 
 
 def together(layout: Layout, work: Callable[[], T]) -> T:
@@ -223,35 +264,3 @@ def _interruptible(quiet: bool) -> Iterator[Callable[[], bool]]:
         yield lambda: caught
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress_bar(config: Config, step: int, enabled: bool) -> Iterator[Callable[[dict[str, float]], None]]:
-    if not enabled:
-        yield lambda record: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [
-        TextColumn("training {task.fields[name]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:6.3f}  λL {task.fields[error]:.3f}  {task.fields[speed]:.1f} steps/s"),
-        TimeRemainingColumn(),
-    ]
-    started, done = time.perf_counter(), 0
-    with Progress(*columns) as bar:
-        task = bar.add_task(
-            "", total=config.train.num_steps, completed=step, name=config.name, loss=math.nan, error=math.nan, speed=0.0
-        )
-
-        def show(record: dict[str, float]) -> None:
-            nonlocal done
-            done += 1
-            smoothed = bar.tasks[task].fields
-            for name, key in (("loss", "loss"), ("error", "weighted_error")):
-                value = record[key] if math.isnan(smoothed[name]) else 0.95 * smoothed[name] + 0.05 * record[key]
-                smoothed[name] = value
-            bar.update(task, advance=1, speed=done / (time.perf_counter() - started))
-
-        yield show

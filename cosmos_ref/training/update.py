@@ -10,6 +10,7 @@ from cosmos_ref.config import Config
 from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.training.data import Batch
 from cosmos_ref.training.layout import Layout, OneProcess
+from cosmos_ref.training.metrics import batch_costs, sigma_edges, sigma_record, sigma_sums
 from cosmos_ref.training.optimizer import clip_gradients, learning_rate
 from cosmos_ref.training.run import Run
 from cosmos_ref.training.step import training_loss
@@ -20,7 +21,7 @@ class TrainingDiverged(RuntimeError):
 
 
 def advance(run: Run, batches: Sequence[Batch], config: Config, layout: Layout | None = None) -> dict[str, float]:
-    """Do one update and return what is worth recording of it, over all processes.
+    """Do one update and return what is worth recording of it, over all processes, within `layout.images()` for images.
 
     The loss is the mean over all samples of the update, however they are cut into equal micro-batches and spread.
 
@@ -38,8 +39,9 @@ def advance(run: Run, batches: Sequence[Batch], config: Config, layout: Layout |
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     denoiser = in_bf16(run.denoiser, layout.device) if config.train.precision == "bf16" else run.denoiser
+    edges = sigma_edges(config)
     run.optimizer.zero_grad()
-    losses, errors = [], []
+    losses, errors, measures = [], [], []
     for batch in batches:
         loss, weighted = training_loss(
             denoiser, run.uncertainty, batch.x0, batch.condition, batch.noise, batch.sigma, config.diffusion.sigma_data
@@ -47,12 +49,20 @@ def advance(run: Run, batches: Sequence[Batch], config: Config, layout: Layout |
         (loss * (config.train.loss_scale / len(batches))).backward()
         losses.append(loss.detach())
         errors.append(weighted)
-    means = layout.mean(torch.stack([torch.stack(losses).mean(), torch.cat(errors).mean()]))
+        with torch.no_grad():
+            expected = run.uncertainty(batch.sigma).exp()
+        by_sigma = sigma_sums(weighted, expected, batch.sigma, edges).flatten()
+        measures.append(torch.cat([by_sigma, by_sigma.new_tensor(batch_costs(batch, config))]))
+    means = torch.stack([torch.stack(losses).mean(), torch.cat(errors).mean()]).double()
+    loss, error, *sums = layout.mean(torch.cat([means, torch.stack(measures).sum(0)])).unbind()
     norm = clip_gradients(run.parameters, config.train.max_grad_norm)
-    record = {"loss": means[0].item(), "weighted_error": means[1].item(), "grad_norm": norm, "lr": rate}
+    record = {"loss": loss.item(), "weighted_error": error.item(), "grad_norm": norm, "lr": rate}
     for name, value in record.items():
         if not math.isfinite(value):
             layout.agree(_diverged(run.step + 1, name, value, batches, errors))
+    *by_sigma, tokens, flops = layout.data_size * torch.stack(sums)
+    record |= sigma_record(batches[0].domain, torch.stack(by_sigma).reshape(3, -1))
+    record |= {"tokens": tokens.item(), "flops": flops.item()}
     run.optimizer.step()
     for ema in run.emas.values():
         ema.update(run.denoiser, run.step)

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict
 from cosmos_ref.config import PRESETS
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
+from cosmos_ref.training.data import make_batch
 from cosmos_ref.training.log import TrainingLog, running_mean
 from cosmos_ref.training.loop import train
 from cosmos_ref.training.sources import WorldSource
@@ -28,6 +30,7 @@ def changed(config, **settings):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
 
 
+TIMINGS = {"seconds", "clips_per_second", "tokens_per_second", "tflops", "data_wait", "memory_gib"}
 CONFIG = changed(PRESETS["micro"], num_steps=10, checkpoint_every=4, keep_checkpoints=2)
 
 
@@ -55,13 +58,24 @@ def tensor_files(run):
 
 def records(run):
     lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "clips_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def disturb(monkeypatch, step, action, config=CONFIG):
+    """Do something when update `step` (from 1) is about to begin: clips are read earlier, in another thread."""
+
+    def make(clips, config_, tokenizer, text, samples, *rest, **named):
+        if samples[0] == (step - 1) * config.train.batch_size:
+            action()
+        return make_batch(clips, config_, tokenizer, text, samples, *rest, **named)
+
+    monkeypatch.setattr("cosmos_ref.training.loop.make_batch", make)
 
 
 def press_ctrl_c():
     signal.raise_signal(signal.SIGINT)  # to this thread: two sent to the process may arrive as one
-    for _ in range(100):  # Python looks for signals at every turn: here, and not where an exception would be ignored
-        pass
+    for _ in range(10):  # Python looks for signals at every turn: here, and not where an exception would be ignored
+        time.sleep(0.005)  # the other thread may have the turn
 
 
 def crash():
@@ -79,7 +93,10 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert [path.name for path in list_checkpoints(undisturbed)] == ["step_0000008", "step_0000010"]
     assert [record["step"] for record in records(undisturbed)] == list(range(1, 11))
     last = json.loads((undisturbed / "train.jsonl").read_text().splitlines()[-1])
-    assert last.keys() == {"step", "loss", "weighted_error", "grad_norm", "lr", "clips_per_second"}
+    by_sigma = {key for key in last if key.startswith("video_")}
+    assert last.keys() - by_sigma == TIMINGS | {"step", "domain", "loss", "weighted_error", "grad_norm", "lr"}
+    assert sum(last[key] for key in by_sigma if "clips" in key) == CONFIG.train.batch_size
+    assert all(last[key] > 0 for key in TIMINGS - {"data_wait"}) and 0 <= last["data_wait"] <= 1
     assert (undisturbed / "loss.png").read_bytes()[:4] == b"\x89PNG"
     checkpoint = read_checkpoint(find_checkpoint(undisturbed))
     for name in ("model", "ema"):
@@ -108,10 +125,11 @@ def test_a_crashed_run_is_resumed_to_the_bit(undisturbed, tmp_path, step):
     assert records(tmp_path) == records(undisturbed)
 
 
-def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint_to_resume_from(undisturbed, tmp_path, capsys):
+def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint_to_resume_from(undisturbed, tmp_path, capsys, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, tmp_path, Disturbed(6, press_ctrl_c), progress=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        disturb(patch, 6, press_ctrl_c)
+        train(CONFIG, tmp_path, undisturbed_source(), progress=True)
     assert "--resume" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
     assert find_checkpoint(tmp_path).name == "step_0000006"
@@ -120,18 +138,20 @@ def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint_to_resume_from(undistu
     assert records(tmp_path) == records(undisturbed)
 
 
-def test_the_second_ctrl_c_stops_at_once(tmp_path):
+def test_the_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
     def press_twice():
         press_ctrl_c()
         press_ctrl_c()
 
+    disturb(monkeypatch, 2, press_twice)
     with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, tmp_path, Disturbed(2, press_twice), progress=False)
+        train(CONFIG, tmp_path, undisturbed_source(), progress=False)
     assert list_checkpoints(tmp_path) == []
 
 
-def test_ctrl_c_in_the_last_step_is_no_interruption(undisturbed, tmp_path):
-    train(CONFIG, tmp_path, Disturbed(10, press_ctrl_c), progress=False)
+def test_ctrl_c_in_the_last_step_is_no_interruption(undisturbed, tmp_path, monkeypatch):
+    disturb(monkeypatch, 10, press_ctrl_c)
+    train(CONFIG, tmp_path, undisturbed_source(), progress=False)
     assert tensor_files(tmp_path) == tensor_files(undisturbed)
 
 
@@ -208,7 +228,7 @@ def test_a_diverged_run_stops_before_it_spoils_its_weights(tmp_path):
                 clips.video[:] = float("nan")
             return clips
 
-    with pytest.raises(TrainingDiverged, match="step 6: loss is nan"):
+    with pytest.raises(TrainingDiverged, match=r"step 6: loss is nan.*clips of video samples 20, 21, 22, 23 are not"):
         train(CONFIG, tmp_path, Broken(CONFIG.clip, "mixed", 0), progress=False)
     assert read_checkpoint(find_checkpoint(tmp_path)).state["step"] == 4
 
