@@ -110,6 +110,28 @@ def test_perceptual_distance_grows_in_proportion_to_the_features(seed, w, factor
     close(reconstruction.perceptual_distance(*stronger, w), factor * reconstruction.perceptual_distance(a, b, w), 1e-9)
 
 
+@pytest.mark.verifies("reconstruction.perceptual_distance", "reconstruction.gram_distance")
+@given(seeds, weights)
+def test_a_layer_without_a_weight_or_a_partner_is_not_left_out_in_silence(seed, w):
+    a, b = layers(seed), layers(seed + 2)
+    for distance in (reconstruction.perceptual_distance, reconstruction.gram_distance):
+        for arguments in ((a, b, w[:1]), (a, b[:1], w), (a[:1], b, w)):
+            assert refused(distance, *arguments)
+
+
+def refused(function, *arguments) -> bool:
+    try:
+        function(*arguments)
+    except ValueError:
+        return True
+    return False
+
+
+@impostor("reconstruction.perceptual_distance", "as many layers as there are weights: those after them are forgotten")
+def perceptual_of_some_layers(a, b, weights):
+    return sum(w * (x - y).abs().mean() for x, y, w in zip(a, b, weights, strict=False))
+
+
 @impostor("reconstruction.perceptual_distance", "squares, as LPIPS has them")
 def perceptual_squares(a, b, weights):
     return sum(w * ((x - y) ** 2).mean() for x, y, w in zip(a, b, weights, strict=True))
@@ -238,6 +260,12 @@ def test_a_feature_more_that_is_never_seen_thins_the_distance_out(seed):
     a, b = layers(seed)[:1], layers(seed + 2)[:1]
     more = [[torch.cat([x, torch.zeros_like(x)], dim=1) for x in features] for features in (a, b)]
     close(4 * reconstruction.gram_distance(*more, [1.0]), reconstruction.gram_distance(a, b, [1.0]))
+
+
+@impostor("reconstruction.gram_distance", "as many layers as there are weights: those after them are forgotten")
+def gram_distance_of_some_layers(a, b, weights):
+    gram = reconstruction.gram_matrix
+    return sum(w * ((gram(x) - gram(y)) ** 2).mean() for x, y, w in zip(a, b, weights, strict=False))
 
 
 @impostor("reconstruction.gram_distance", "magnitudes of the differences: what is said to be an L1 loss is not one")
@@ -437,7 +465,8 @@ def waves(shift_right: float, shift_down: float, seed: int = 0, size: int = 24) 
 def test_lucas_kanade_of_a_slope_that_moved_half_a_pixel():
     """Gradient (0, 2), change -1: 2 * 1 / (4 + ridge) down, 0.4 with a ridge of one; nothing to the right."""
     slope = 2 * torch.arange(5, dtype=torch.float64)[None, None, :, None].expand(1, 1, 5, 6)
-    found = reconstruction.lucas_kanade(slope, slope - 1, window=3, ridge=1.0)
+    found = reconstruction.lucas_kanade(slope, slope - 1, window=5, ridge=1.0)
+    assert found.shape == (1, 2, 5, 6)  # every pixel has a motion, also at the border
     close(found[:, 0], 0.0)
     close(found[:, 1], 0.4)
 
