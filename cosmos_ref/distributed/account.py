@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+FEW = 16
 QUIET = {"recv_", "barrier", "monitored_barrier_", "wait_tensor"}
 """Collectives that send nothing worth counting: what is received was sent, and counted, elsewhere."""
 
@@ -21,8 +23,8 @@ class SentBytes(TorchDispatchMode):
     """Bytes that this process hands to the network within it, by kind of collective, and the calls.
 
     `all_gather`: its piece, to each of the others. `reduce_scatter` and `all_to_all`: all pieces but its own. `send`:
-    the whole. `all_reduce`: what a ring sends, `costs.all_reduce_bytes`; numbers that stand alone (a loss, a norm) are
-    counted as `scalar`.
+    the whole. `all_reduce`: what a ring sends, `costs.all_reduce_bytes`; a few numbers (losses, a norm) are counted as
+    `scalars`.
     """
 
     def __init__(self):
@@ -48,14 +50,14 @@ class SentBytes(TorchDispatchMode):
         elif name == "reduce_scatter_tensor":  # input, operation, processes
             kind, sent = "reduce_scatter", size(args[0]) // args[2] * (args[2] - 1)
         elif name == "alltoall_base_":  # output, input, group, sizes
-            kind, sent = "all_to_all", others_share(size(args[1]), args[2].size())
+            kind, sent = "all_to_all", others_share(size(args[1]), group_size(args[2]))
         elif name == "all_to_all_single":  # input, output sizes, input sizes
             kind, sent = "all_to_all", others_share(size(args[0]), len(args[2]))
         elif name == "send":
             kind, sent = "send", size(args[0])
         elif name == "allreduce_":  # tensors, group
-            alone = all(tensor.numel() == 1 for tensor in tree_iter(args[0]))
-            kind, sent = "scalar" if alone else "all_reduce", 2 * others_share(size(args[0]), args[1].size())
+            few = all(tensor.numel() <= FEW for tensor in tree_iter(args[0]))
+            kind, sent = "scalars" if few else "all_reduce", 2 * others_share(size(args[0]), group_size(args[1]))
         else:
             raise NotImplementedError(f"the collective {name} is not counted: say here what a process sends in it")
         self.bytes[kind] += sent
@@ -102,6 +104,11 @@ def local(tensor: Tensor) -> Tensor:
 def size(tensors) -> int:
     """Bytes in the numbers of one tensor, or of nested lists of them."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tree_iter(tensors) if isinstance(tensor, Tensor))
+
+
+def group_size(group) -> int:
+    """Processes of a group, as operators are handed one."""
+    return dist.ProcessGroup.unbox(group).size()
 
 
 def others_share(size: int, ranks: int) -> int:
