@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from cosmos_ref.checkpoint import MANIFEST, find_checkpoint, read_checkpoint, seal_checkpoint
+from cosmos_ref.checkpoint import MANIFEST, find_checkpoint, list_groups, read_checkpoint, seal_checkpoint
 from cosmos_ref.config import PRESETS, TOKENIZERS, Config, ConvTokenizerConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.names import Layout, diffusers_config, from_ours, group_of, recognise_preset
 from cosmos_ref.interop.parts import (
     ACCEPTED,
+    GROUPS,
     STATISTICS,
     Parts,
     find_parts,
@@ -25,7 +26,7 @@ from cosmos_ref.interop.parts import (
     read_tokenizer,
     tokenizer_sources,
 )
-from cosmos_ref.interop.sources import DTYPES, Source, read_finite
+from cosmos_ref.interop.sources import DTYPES, Source, checkpoint_sources, read_finite
 from cosmos_ref.interop.tokenizer_names import (
     recognise_tokenizer,
     recognise_tokenizer_layout,
@@ -63,7 +64,8 @@ def convert(
 ) -> Converted:
     """Write the weights of `source` into the new folder `out`, under the names of another layout.
 
-    - ours: a checkpoint, as training writes it, with what there is of model, ema, uncertainty and tokenizer;
+    - ours: a checkpoint of one file a group, as training in one process writes it, with what there is of model,
+      averages, uncertainty, tokenizer and statistics of images;
     - nvidia, nvidia-training: the network; a tokenizer goes into the folder `tokenizer`, as safetensors under NVIDIA's
       names with `mean_std.pt` beside it;
     - diffusers: a transformer folder, a vae folder, or, of both, a folder with `transformer` and `vae` in it.
@@ -110,6 +112,10 @@ def convert(
         found_as = found_as or coder_as
     if layout_to in ("nvidia", "diffusers") and network:
         network = _one_set(network, weights, source)
+    others = {}
+    if layout_to == "ours" and parts.network is not None and (parts.network / MANIFEST).is_file():
+        groups = [group for group in list_groups(parts.network) if group not in (*GROUPS, "tokenizer", "optimizer")]
+        others = {group: checkpoint_sources(parts.network, group) for group in groups}
     names = from_ours(layout_to, config)
     left_out += sorted({group_of(name) for name in network if name not in names})
     network = {name: tensor for name, tensor in network.items() if name in names}
@@ -122,7 +128,7 @@ def convert(
     partial.mkdir(parents=True)
     try:
         if layout_to == "ours":
-            _write_ours(partial, network, coder, config, {"converted_from": found_as})
+            _write_ours(partial, network, coder, others, config, {"converted_from": found_as})
         elif layout_to == "diffusers":
             _write_diffusers(partial, network, coder, config, max_shard_bytes)
         else:
@@ -249,9 +255,14 @@ def _one_set(tensors: dict[str, Source], weights: Literal["model", "ema"] | None
 
 
 def _write_ours(
-    folder: Path, network: dict[str, Source], coder: dict[str, Source], config: Config, state: dict[str, Any]
+    folder: Path,
+    network: dict[str, Source],
+    coder: dict[str, Source],
+    others: dict[str, dict[str, Source]],
+    config: Config,
+    state: dict[str, Any],
 ) -> None:
-    groups: dict[str, dict[str, Source]] = {"tokenizer": coder} if coder else {}
+    groups = others | ({"tokenizer": coder} if coder else {})
     for name, tensor in network.items():
         group, rest = name.split(".", 1)
         groups.setdefault(group, {})[rest] = tensor
