@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cosmos_ref.adapter import save_adapter
 from cosmos_ref.checkpoint import Checkpoint, fill_group, load_strict, prune_checkpoints, save_checkpoint
 from cosmos_ref.config import Config, HaarPCAConfig
 from cosmos_ref.errors import UserError
@@ -81,8 +82,10 @@ def start_run(
         tokenizer: the tokenizer, if it is neither fitted nor comes with `initial`.
 
     Raises:
-        UserError: there is no tokenizer, and none can be fitted.
+        UserError: there is no tokenizer, and none can be fitted; or adapters would stand beside untrained weights.
     """
+    if config.lora.rank and initial is None:
+        raise UserError("adapters stand beside trained weights: give some by --initial, or --lora.rank 0 for none")
     layout = layout or OneProcess()
     tokenizer = start_tokenizer(config, source, initial, tokenizer).to(layout.device)
     generator = torch.Generator().manual_seed(config.train.seed)
@@ -172,12 +175,31 @@ def run_tensors(run: Run, config: Config) -> dict[str, dict[str, Tensor]]:
 
 
 def save_run(run: Run, config: Config, source: Source, out: Path, layout: Layout) -> Path:
-    """Write the run's checkpoint and delete those that are too old."""
+    """Write the run's checkpoint and delete those that are too old; of adapters also their average, as PEFT has it."""
     state = {"step": run.step, "source": source.identity, "threads": torch.get_num_threads()}
     folder = save_checkpoint(out / "checkpoints" / f"step_{run.step:07d}", config, run_tensors(run, config), state)
+    if config.lora.rank:
+        save_adapters(run, config, out / "lora", layout)
     if layout.rank == 0:
         prune_checkpoints(out, config.train.keep_checkpoints)
     return folder
+
+
+def save_adapters(run: Run, config: Config, folder: Path, layout: Layout) -> None:
+    """Write the average of a run's adapters into a folder that `sample --lora`, `merge-lora` and PEFT read."""
+    weights = run.emas[config.train.ema_stds[0]].weights
+    adapters = {name: weights[name] for name in weights if name.endswith(("lora_A", "lora_B"))}
+    average = {  # whole, also of what is sharded
+        name.removeprefix("network."): getattr(tensor, "full_tensor", tensor.detach)()
+        for name, tensor in adapters.items()
+    }
+    error = None
+    if layout.rank == 0:
+        try:
+            save_adapter(folder, run.denoiser.network, average)
+        except OSError as failure:
+            error = failure
+    layout.agree(error)
 
 
 def check_same(checkpoint: Checkpoint, config: Config, source: Source) -> None:
