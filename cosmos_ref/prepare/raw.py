@@ -17,7 +17,8 @@ def find_tars(folder: Path) -> list[Path]:
 def unpack(tars: list[Path], into: Path) -> list[LeftOut]:
     """Write the videos and images of tars into a folder, each with its caption beside it, and say what was no use.
 
-    A sample is what shares a key: `key.mp4` and `key.txt`. Of a truncated tar the whole samples are used.
+    A sample is what shares a key: `key.mp4` and `key.txt`. Of a truncated tar the last sample that could be read is
+    left out too: it may lack a part.
     """
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
@@ -37,5 +38,5 @@ def unpack(tars: list[Path], into: Path) -> list[LeftOut]:
                     if CAPTION in sample:
                         path.with_suffix(".txt").write_bytes(sample[CAPTION])
         except (tarfile.TarError, EOFError, ValueError) as error:
-            left_out.append(LeftOut(tar, f"truncated or damaged, what comes before is used ({error})"))
+            left_out.append(LeftOut(tar, f"truncated or damaged: only what comes well before is used ({error})"))
     return left_out

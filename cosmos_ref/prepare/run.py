@@ -31,10 +31,10 @@ from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from cosmos_ref.tokenizer.discrete import DiscreteTokenizer
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from cosmos_ref.tokenizer.pieces import encode_in_pieces
-from cosmos_ref.tokenizer.plan import plan_tokenizer
+from cosmos_ref.tokenizer.plan import Plan, plan_tokenizer
 from cosmos_ref.tokenizer.statistics import RunningMoments
 from cosmos_ref.training.random import philox
-from cosmos_ref.training.sources.clips import Domain, bucket_sizes
+from cosmos_ref.training.sources.clips import Bucket, Domain, bucket_sizes
 from cosmos_ref.training.sources.folder import File, FolderSource, LeftOut
 from cosmos_ref.training.sources.shards import (
     FORMAT,
@@ -112,7 +112,7 @@ def prepare(
     """
     if clips_per_shard < 1:
         raise UserError(f"a shard cannot hold {clips_per_shard} clips: give at least 1")
-    _check_sizes(config)
+    plans = _plan(config, max_memory)
     _check_out(out)
     unpacked = out / ".unpacked"
     try:
@@ -123,9 +123,11 @@ def prepare(
             shutil.rmtree(unpacked, ignore_errors=True)
             unpacked.mkdir()
             left_out = unpack(tars, unpacked)
+            if not any(unpacked.iterdir()):
+                raise UserError(f"the tars of {folder} hold nothing that could be used:{_lines(left_out)}")
             folder = unpacked
         source = _open(folder, config, resize, progress)
-        preparation = Preparation(source, out, config, clips_per_shard, device, max_memory)
+        preparation = Preparation(source, out, config, plans, clips_per_shard, device)
         preparation.claim(resize)
         preparation.take_tokenizer(load_tokenizer, progress)
         return preparation.run(text_encoder, left_out + source.left_out, progress)
@@ -141,11 +143,11 @@ class Preparation:
         source: FolderSource,
         out: Path,
         config: Config,
+        plans: dict[Bucket, Plan],
         clips_per_shard: int,
         device: torch.device | str,
-        max_memory: float,
     ):
-        self.source, self.out, self.config, self.device, self.max_memory = source, out, config, device, max_memory
+        self.source, self.out, self.config, self.plans, self.device = source, out, config, plans, device
         self.dtype = DTYPES[config.train.precision]
         windows = list(cut(source.files, config.clip.frames))
         numbered = list(enumerate(windows))
@@ -226,8 +228,7 @@ class Preparation:
                 moments[name].merge(part)
         left_out = left_out + self._windows_left_out({record["key"] for record in records})
         if not records:
-            listed = "".join(f"\n  {out.path.name}: {out.reason}" for out in left_out)
-            raise UserError(f"no clip could be decoded:{listed}")
+            raise UserError(f"no clip could be decoded:{_lines(left_out)}")
         return self._finish(records, moments, left_out)
 
     def _samples(self, shard: list[Numbered], advance: Callable[[int], None]) -> Iterator[Sample]:
@@ -272,9 +273,7 @@ class Preparation:
     def _encode(self, video: Video) -> Latents:
         if isinstance(self.tokenizer, HaarPCATokenizer):
             return self.tokenizer.encode(video.to(self.device)).cpu()
-        assert isinstance(self.config.tokenizer, ConvTokenizerConfig)
-        plan = plan_tokenizer(self.config.tokenizer, *video.shape[2:], max_memory_bytes=self.max_memory)
-        return encode_in_pieces(self.tokenizer, video, plan)
+        return encode_in_pieces(self.tokenizer, video, self.plans[video.shape[3], video.shape[4]])
 
     def _embed(self, caption: str) -> Tensor:
         """Rows of a caption up to its last word; the zeros behind it are not stored."""
@@ -393,6 +392,10 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.tar"
 
 
+def _lines(left_out: list[LeftOut]) -> str:
+    return "".join(f"\n  {out.path.name}: {out.reason}" for out in left_out)
+
+
 def _open(folder: Path, config: Config, resize: bool, progress: Progress) -> FolderSource:
     """The files that can be used."""
     images, videos = find_images(folder), find_videos(folder, required=False)
@@ -410,15 +413,22 @@ def _open(folder: Path, config: Config, resize: bool, progress: Progress) -> Fol
     )
 
 
-def _check_sizes(config: Config) -> None:
-    """Refuse clips that the tokenizer cannot take, and tokenizers that give no latents."""
-    tokenizer = config.tokenizer
+def _plan(config: Config, max_memory: float) -> dict[Bucket, Plan]:
+    """How clips of each size go through a tokenizer with weights; none for one that is fitted.
+
+    Raises:
+        UserError: the tokenizer cannot take such clips, gives no latents, or the memory is not enough.
+    """
+    plans, frames, tokenizer = {}, config.clip.frames, config.tokenizer
     if isinstance(tokenizer, ConvTokenizerConfig) and tokenizer.fsq_levels:
         raise UserError("a discrete tokenizer gives codes, and diffusion needs latents: choose a continuous one")
-    latent_length(config.clip.frames, tokenizer.temporal_factor)
+    latent_length(frames, tokenizer.temporal_factor)
     for height, width in bucket_sizes(config.clip, config.data.buckets):
         check_side("height", height, tokenizer.spatial_factor)
         check_side("width", width, tokenizer.spatial_factor)
+        if isinstance(tokenizer, ConvTokenizerConfig):
+            plans[height, width] = plan_tokenizer(tokenizer, frames, height, width, max_memory)
+    return plans
 
 
 def _check_out(out: Path) -> None:

@@ -61,7 +61,7 @@ class ShardSource:
         self.folder, self.config, self.seed = Path(folder), config, config.train.seed
         index = read_index(self.folder)
         prepared, asked = index["settings"], what_latents_depend_on(config)
-        other = [f"{name}: {prepared.get(name)}, now {asked[name]}" for name in asked if asked[name] != prepared[name]]
+        other = [f"{name}: {prepared.get(name)}, now {now}" for name, now in asked.items() if prepared.get(name) != now]
         if config.clip.frames > prepared["frames"]:
             other.append(f"frames: {prepared['frames']}, now {config.clip.frames}")
         if other:
