@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from cosmos_ref.commands.ema import ema
 from cosmos_ref.commands.merge_lora import merge_lora
+from cosmos_ref.commands.plan import plan
 from cosmos_ref.commands.prepare import prepare
 from cosmos_ref.config import preset as preset_called
 from cosmos_ref.errors import UserError
@@ -314,6 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
             "presets": presets,
             "equations": equations,
             "doctor": doctor,
+            "plan": plan,
             "prepare": prepare,
             "train": train_command(arguments),
             "sample": sample,

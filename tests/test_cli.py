@@ -68,6 +68,32 @@ def test_doctor_names_the_threads_and_every_preset(capsys):
     assert "micro" in page and "tiny" in page
 
 
+def test_plan_says_that_14b_does_not_fit_on_64_without_recomputation_and_with_what_it_does(capsys):
+    options = "--preset 14b --parallel.world 64 --parallel.cp 8 --frames 121 --resolution 720"
+    main(["plan", *options.split()])
+    page = " ".join(capsys.readouterr().out.split())
+    assert "56,320 tokens; 7,040 a process" in page and "285 GB / 64 = 4.46 GB" in page and "311 GB / 8" in page
+    assert "It does not fit" in page and "--parallel.recompute" in page.split("what to change")[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--parallel.world 64 --parallel.cp 3", "must divide the 64 processes"),
+        ("--resolution 333", "HEIGHTxWIDTH"),
+        ("--resolution 100x100", "multiple of"),
+        ("--gpu-memory 0", "above 0"),
+    ],
+)
+def test_plan_refuses_what_cannot_be(capsys, options, words):
+    assert words in refused(capsys, "plan", "--preset", "14b", *options.split())
+
+
+def test_plan_shows_a_model_that_fits_everywhere(capsys):
+    main(["plan", "--preset", "micro"])
+    assert "It fits" in capsys.readouterr().out
+
+
 def test_a_prompt_becomes_a_clip_of_the_size_that_was_asked_for(run, tmp_path):
     out = tmp_path / "clip.mp4"
     main(

@@ -156,13 +156,10 @@ def paper_note(asked: "Plan") -> str:
 
 def verdict(asked: "Plan") -> str:
     """Whether it fits."""
-    needed, machine = _bytes(asked.memory(asked.parallel.recompute)), asked.machine
-    usable = f"of {machine.memory:g} GB, {machine.usable:.0%} of which are planned with"
-    return (
-        f"[bold green]It fits[/]: {needed} {usable}."
-        if asked.fits
-        else (f"[bold red]It does not fit[/]: {needed} {usable}.")
-    )
+    machine = asked.machine
+    needed = f"{_bytes(asked.memory(asked.parallel.recompute))} are needed"
+    usable = f"of {machine.memory:g} GB, {machine.usable:.0%} can be planned with"
+    return f"[bold]{'[green]It fits' if asked.fits else '[red]It does not fit'}[/][/]: {needed}; {usable}."
 
 
 def change_table(found: "list[Change]") -> "Table":
