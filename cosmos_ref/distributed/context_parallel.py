@@ -54,10 +54,10 @@ class ContextParallel:
         def predict_slice(
             patches: Tensor, c_noise: Tensor, text_embeddings: Tensor, positions: Tensor, fps: Tensor
         ) -> Tensor:
-            def inner(patches: Tensor) -> Tensor:
-                return predict_patches(patches, c_noise, text_embeddings, self.shard(positions, dim=0), fps)
-
-            return self._on_slices(inner, patches) if self.enabled else inner(patches)
+            places = self.shard(positions, dim=0)
+            return self._on_slices(
+                lambda slice_: predict_patches(slice_, c_noise, text_embeddings, places, fps), patches
+            )
 
         def prepare_slice(text_embeddings: Tensor, positions: Tensor, fps: Tensor) -> Prepared:
             return prepare(text_embeddings, self.shard(positions, dim=0), fps)
@@ -233,7 +233,8 @@ def attend_block(
     if is_fused(q):
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
         return out.to(wide(q)), lse
-    return block_attention(*(x.to(wide(q)) for x in (q, k, v)))
+    with torch.autocast(q.device.type, enabled=False):
+        return block_attention(*(x.to(wide(q)) for x in (q, k, v)))
 
 
 def block_gradients(
@@ -259,6 +260,7 @@ def block_gradients(
             *no_dropout,
         )
     grad, q, k, v, out = (x.to(lse) for x in (grad, q, k, v, out))
-    P = (q @ k.mT / q.shape[-1] ** 0.5 - lse[..., None]).exp()
-    grad_s = P * (grad @ v.mT - (grad * out).sum(dim=-1, keepdim=True)) / q.shape[-1] ** 0.5
-    return grad_s @ k, grad_s.mT @ q, P.mT @ grad
+    with torch.autocast(q.device.type, enabled=False):
+        P = (q @ k.mT / q.shape[-1] ** 0.5 - lse[..., None]).exp()
+        grad_s = P * (grad @ v.mT - (grad * out).sum(dim=-1, keepdim=True)) / q.shape[-1] ** 0.5
+        return grad_s @ k, grad_s.mT @ q, P.mT @ grad

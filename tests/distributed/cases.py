@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cosmos_ref.config import PRESETS, Config, ParallelConfig
+from cosmos_ref.config import PRESETS, Config, LoRAConfig, ParallelConfig
 from cosmos_ref.distributed.layout import ManyProcesses
 from cosmos_ref.model.initialization import build_denoiser, build_uncertainty
 from cosmos_ref.training.step import training_loss
@@ -36,6 +36,7 @@ class Case(NamedTuple):
     recompute: bool = False
     video2world: bool = True
     compile: bool = False
+    lora_rank: int = 0
     images: bool = False
     """Whether every process takes its own clips."""
 
@@ -50,7 +51,7 @@ def model_of(case: Case) -> Config:
         video2world=case.video2world,
         max_tokens=(4, 5, 5),
     )
-    return replace(micro, model=model)
+    return replace(micro, model=model, lora=LoRAConfig(rank=case.lora_rank))
 
 
 def modules_of(config: Config, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -111,6 +112,7 @@ def loss_of(modules: dict[str, nn.Module], samples: dict[str, Tensor]) -> Tensor
 def gradients_of(modules: dict[str, nn.Module], layout: ManyProcesses | None = None) -> dict[str, Tensor]:
     """Every gradient, whole."""
     named = {f"{of}.{name}": p for of, module in modules.items() for name, p in module.named_parameters()}
+    named = {name: p for name, p in named.items() if p.requires_grad}
     assert all(p.grad is not None for p in named.values())
     return {name: layout.whole(p.grad) if layout else p.grad for name, p in named.items()}
 

@@ -57,6 +57,21 @@ def test_attention_over_slices_loses_no_more_than_its_precision():
         run_ranks(attention_is_that_of_one_process, 4, [(8, 2), (8, 1)], dtype, limit)
 
 
+def ring_under_autocast():
+    """Float32 in, float32 out, though the products around would be made in bfloat16."""
+    cp = ContextParallel(build_meshes(split_processes(ParallelConfig(cp=2, ulysses=1), 2, 2), "cpu"))
+    q, k, v, weights = normal(0, 4, 2, 2, 9, 8).float().unbind(0)
+    expected = attention_of_slices(cp, q, k, v, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention_of_slices(cp, q, k, v, weights)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_blocks_are_merged_in_float32_within_autocast_too():
+    run_ranks(ring_under_autocast, 2)
+
+
 # --- who shares what
 
 

@@ -6,8 +6,9 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cosmos_ref.config import ParallelConfig, preset
+from cosmos_ref.distributed.account import SentBytes
 from cosmos_ref.distributed.context_parallel import AllToAll, ContextParallel
-from cosmos_ref.distributed.layout import ManyProcesses
+from cosmos_ref.distributed.layout import ManyProcesses, joined
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser, new_model
 from tests.distributed.cases import (
@@ -35,6 +36,7 @@ LAYOUTS = {
         Case(cp=2, recompute=True, size="odd"),
         Case(cp=2, ulysses=1, size="image", video2world=False),
         Case(cp=2, images=True, size="image", recompute=True),
+        Case(cp=2, lora_rank=2, size="odd"),
     ],
     4: [
         Case(recompute=True),
@@ -137,6 +139,32 @@ def test_a_new_model_has_the_same_weights_in_every_layout():
     run_ranks(weights_are_those_of_one_process, 4, expected)
 
 
+def weights_are_gathered_once_a_pass():
+    case = Case(recompute=True)
+    config, samples = model_of(case), samples_of(case, torch.float32)
+    layout = layout_of(case)
+    spread = placed(config, modules_of(config, torch.float32), layout)
+    share = my_share(samples, layout)
+    for _ in range(2):  # the first call also sets up
+        with SentBytes() as sent:
+            loss_of(spread, share)
+    # Forward: two blocks, the rest, u. Backward: the first block again; the others have theirs still.
+    assert sent.calls == {"all_gather": 5, "reduce_scatter": 4}
+    with torch.no_grad(), SentBytes() as sent:
+        denoiser, sigma = spread["denoiser"], share["sigma"]
+        prepared = denoiser.prepare(share["x0"], share["text_embeddings"], share["fps"])
+        modulations = denoiser.modulations(sigma)
+        rest = {name: share[name] for name in ("padding_mask", "frame_mask", "given_latents", "augment_sigma")}
+        denoiser.run(share["x0"], sigma, modulations, prepared, **rest)
+        denoiser.run(share["x0"], sigma, modulations, prepared, **rest)
+    # The rest and the last block stay; the first block is gathered for what is prepared, and once a call.
+    assert sent.calls == {"all_gather": 2 + 4}
+
+
+def test_weights_are_gathered_once_a_pass():
+    run_ranks(weights_are_gathered_once_a_pass, 2)
+
+
 def compiled_blocks_have_the_same_gradients():
     with mock.patch.object(torch, "compile", lambda f: compile_(f, backend="eager")):
         case = Case(cp=2, recompute=True, compile=True)
@@ -168,6 +196,12 @@ def test_a_process_holds_its_share_of_the_released_models(name, world, cp):
 
 
 # --- errors
+
+
+def test_a_process_that_torchrun_did_not_start_cannot_join(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match=r"RANK.* not set: start many processes with torchrun"), joined("cpu"):
+        pass
 
 
 def everyone_hears_of_errors():
