@@ -49,7 +49,7 @@ from cosmos_ref.training.sources.shards import (
 from cosmos_ref.video_io import IMAGE_FPS, find_images, find_videos
 
 SETTINGS, SKIPPED = "settings.json", "skipped.json"
-FIT_CLIPS, FIT_BYTES, FIT_STREAM = 256, 2**28, 19
+FIT_CLIPS, FIT_BYTES, FIT_STREAM = 256, 2**28, 20
 """The most clips that a tokenizer is fitted to, the most bytes of them, and the stream that they are drawn from."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
