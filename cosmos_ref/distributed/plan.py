@@ -316,9 +316,9 @@ def plan(
         UserError: the clip does not fit the model, or the numbers of the layout do not divide one another.
     """
     latent_shape(config, config.clip)
-    for name in ("world", "cp", "replicate", "ulysses"):
-        if getattr(parallel, name) < (name in ("cp", "replicate")):
-            raise UserError(f"--parallel.{name} is {getattr(parallel, name)}; it must be above 0")
+    for name, least in (("world", 0), ("cp", 1), ("replicate", 1), ("ulysses", 0)):
+        if getattr(parallel, name) < least:
+            raise UserError(f"--parallel.{name} is {getattr(parallel, name)}; it must be at least {least}")
     world = parallel.world or parallel.replicate * parallel.cp
     split = split_processes(replace(parallel, world=world), world, config.model.num_heads)
     if batch_size is None:
