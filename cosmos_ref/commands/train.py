@@ -75,6 +75,8 @@ class Train:
     """Open a tokenizer that came as TorchScript. It may run code: only from a source that you trust."""
     t5: Path | None = None
     """Local folder of the T5 encoder, for presets that use it."""
+    peak: float | None = None
+    """TFLOP/s that a device can do at most, for MFU; without it, what is known of the GPU."""
     device: str = "cpu"
     """Where to train: cpu, or cuda where there is a GPU; under torchrun each process takes its own."""
 
@@ -98,6 +100,7 @@ class Train:
                 tokenizer=tokenizer,
                 resume=self.resume,
                 t5_folder=self.t5,
+                peak_tflops=self.peak,
             )
             if layout.rank == 0:
                 line = f"{checkpoint}: generate from it by `cosmos-ref sample --weights {self.out}`"

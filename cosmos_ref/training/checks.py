@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from cosmos_ref.config import Config, ConvTokenizerConfig, latent_shape
+from cosmos_ref.config import Config, ConvTokenizerConfig, HaarPCAConfig, latent_shape
 from cosmos_ref.errors import UserError
 from cosmos_ref.training.sources import MAX_SEED
 from cosmos_ref.training.sources.clips import bucket_sizes
@@ -69,3 +69,16 @@ def check_config(config: Config) -> None:
     wrong = [message for holds, message in rules if not holds]
     if wrong:
         raise UserError("this configuration cannot be trained:\n  " + "\n  ".join(wrong))
+
+
+def check_fitted(config: Config) -> None:
+    """Check that a training can make its tokenizer itself.
+
+    Raises:
+        UserError: the tokenizer has weights, which must come from somewhere.
+    """
+    if not isinstance(config.tokenizer, HaarPCAConfig):
+        raise UserError(
+            f"the tokenizer of {config.name!r} has weights of its own: give them by --tokenizer-weights, the folder of "
+            "a released tokenizer or of a checkpoint, or train on clips that `cosmos-ref prepare` has encoded"
+        )

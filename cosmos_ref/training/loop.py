@@ -20,7 +20,7 @@ from cosmos_ref.conditioning.text import TextEncoder, build_text_encoder
 from cosmos_ref.config import Config
 from cosmos_ref.errors import UserError
 from cosmos_ref.training.ahead import read_ahead
-from cosmos_ref.training.checks import check_config
+from cosmos_ref.training.checks import check_config, check_fitted
 from cosmos_ref.training.data import Batch, make_batch
 from cosmos_ref.training.initial import load_initial
 from cosmos_ref.training.layout import Layout, OneProcess
@@ -83,6 +83,8 @@ def train(
     def prepare() -> tuple[TextEncoder | None, list[Path], Checkpoint | None]:
         check_config(config)
         check_shares(config, {domain: size for domain, (_, size) in shares.items()})
+        if not (list_checkpoints(out) or tokenizer or prepared or initial):
+            check_fitted(config)
         text_encoder = None if prepared else build_text_encoder(config.text, t5_folder)
         if text_encoder and source.captions:
             text_encoder.encode(source.captions)

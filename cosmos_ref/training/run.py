@@ -19,6 +19,7 @@ from cosmos_ref.model.uncertainty import Uncertainty
 from cosmos_ref.tokenizer.build import build_tokenizer
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
+from cosmos_ref.training.checks import check_fitted
 from cosmos_ref.training.data import ImageStatistics, image_statistics
 from cosmos_ref.training.ema import PowerEMA
 from cosmos_ref.training.initial import Initial
@@ -116,13 +117,11 @@ def start_tokenizer(config: Config, source: Source, initial: Initial | None, giv
         load_strict(tokenizer, given.state_dict(), "the given tokenizer")
     elif initial is not None and initial.tokenizer is not None:
         load_strict(tokenizer, initial.tokenizer, f"the tokenizer in {initial.folder}")
-    elif isinstance(config.tokenizer, HaarPCAConfig) and (clips := source.clips(TOKENIZER_CLIPS)).video is not None:
-        tokenizer = HaarPCATokenizer.fit(config.tokenizer, clips.video)
     else:
-        raise UserError(
-            f"the tokenizer of {config.name!r} has weights of its own, or the clips are latents already: give it by "
-            "--tokenizer-weights, the folder of a released tokenizer, of a checkpoint or of prepared data"
-        )
+        check_fitted(config)
+        video = source.clips(TOKENIZER_CLIPS).video
+        assert isinstance(config.tokenizer, HaarPCAConfig) and video is not None, "who has latents has their tokenizer"
+        tokenizer = HaarPCATokenizer.fit(config.tokenizer, video)
     return tokenizer.requires_grad_(False).eval()
 
 

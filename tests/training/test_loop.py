@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict, read_checkpoint, save_checkpoint
-from cosmos_ref.config import PRESETS
+from cosmos_ref.config import PRESETS, ConvTokenizerConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
+from cosmos_ref.tokenizer.build import build_tokenizer
 from cosmos_ref.training.data import make_batch
 from cosmos_ref.training.log import TrainingLog, running_mean
 from cosmos_ref.training.loop import train
@@ -87,6 +88,12 @@ def undisturbed(tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed")
     train(CONFIG, run, undisturbed_source(), progress=False)
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """The page takes a second, and one is enough."""
+    monkeypatch.setattr("cosmos_ref.training.loop.write_report", lambda *arguments: None)
 
 
 def test_a_run_leaves_what_it_promises(undisturbed):
@@ -309,3 +316,56 @@ def test_three_kills_at_random_moments_end_in_the_same_weights():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 kills")
+
+
+IMAGES = dataclasses.replace(
+    changed(CONFIG, micro_batch=2, ema_stds=(0.1, 0.05), video_noise_shift=True),
+    data=dataclasses.replace(CONFIG.data, image_share=0.3),
+)
+
+
+def test_a_training_with_images_is_resumed_to_the_bit(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(IMAGES, whole, undisturbed_source(IMAGES), progress=False)
+    assert [record["domain"] for record in records(whole)].count("image") == 3
+    with pytest.raises(RuntimeError, match="crash"):
+        train(IMAGES, parts, Disturbed(6, crash, IMAGES), progress=False)
+    train(IMAGES, parts, undisturbed_source(IMAGES), resume=True, progress=False)
+    assert {"ema.safetensors", "ema_2.safetensors", "images.safetensors"} <= tensor_files(whole).keys()
+    assert tensor_files(parts) == tensor_files(whole)
+    assert records(parts) == records(whole)
+
+
+def test_a_training_starts_from_the_averaged_weights_of_another_with_its_tokenizer(undisturbed, tmp_path):
+    class Other(WorldSource):
+        """Clips on which another tokenizer would be fitted."""
+
+        def clips(self, indices, domain="video", bucket=None):
+            clips = super().clips(indices, domain, bucket)
+            return dataclasses.replace(clips, video=clips.video * 0.5)
+
+    config = changed(CONFIG, num_steps=1, learning_rate=1e-12, warmup_steps=0)
+    train(config, tmp_path, Other(config.clip, "mixed", 0), initial=undisturbed, progress=False)
+    before, after = (read_checkpoint(find_checkpoint(run)).tensors for run in (undisturbed, tmp_path))
+    for name, tensor in after["model"].items():
+        torch.testing.assert_close(tensor, before["ema"][name], rtol=0, atol=1e-9)
+    assert all(torch.equal(tensor, before["tokenizer"][name]) for name, tensor in after["tokenizer"].items())
+
+
+def test_a_tokenizer_with_weights_of_its_own_must_be_given_and_is_kept(tmp_path):
+    narrow = ConvTokenizerConfig(
+        patch_levels=1, strides=((1, 2),), encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), num_blocks=1
+    )
+    config = dataclasses.replace(changed(CONFIG, num_steps=1), tokenizer=narrow)
+    with pytest.raises(UserError, match="weights of its own: give them by --tokenizer-weights"):
+        train(config, tmp_path / "none", undisturbed_source(), progress=False)
+    assert not (tmp_path / "none").exists()
+    tokenizer = build_tokenizer(narrow)
+    train(config, tmp_path / "run", undisturbed_source(), tokenizer=tokenizer, progress=False)
+    kept = read_checkpoint(find_checkpoint(tmp_path / "run")).tensors["tokenizer"]
+    assert all(torch.equal(tensor, tokenizer.state_dict()[name]) for name, tensor in kept.items())
+
+
+def test_a_run_ends_with_a_page(undisturbed):
+    page = (undisturbed / "report.html").read_text()
+    assert "10 of 10 updates" in page and "train.learning_rate" in page
