@@ -89,7 +89,9 @@ def show(console: Console, asked: "Plan", found: "list[Change]") -> None:
     if found:
         console.print(change_table(found))
     elif not asked.fits:
-        console.print("Nothing that this command can change makes it fit: take a smaller preset, or GPUs with more memory.\n")
+        console.print(
+            "Nothing that this command can change makes it fit: take a smaller preset, or GPUs with more memory.\n"
+        )
     if sum(asked.sent().values()):
         console.print(communication_table(asked))
     console.print(time_table(asked))
