@@ -37,6 +37,7 @@ class Case(NamedTuple):
     video2world: bool = True
     compile: bool = False
     lora_rank: int = 0
+    depth: int = 2
     images: bool = False
     """Whether every process takes its own clips."""
 
@@ -48,6 +49,7 @@ def model_of(case: Case) -> Config:
         micro.model,
         width=16 * case.heads,
         num_heads=case.heads,
+        depth=case.depth,
         video2world=case.video2world,
         max_tokens=(4, 5, 5),
     )

@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -27,8 +29,8 @@ def attention_of_slices(cp, q, k, v, weights):
     return [whole(x) for x in (out, *(slice_.grad for slice_ in slices))]
 
 
-def attention_is_that_of_one_process(arrangements, dtype, limit):
-    for heads, ulysses in arrangements:
+def attention_is_that_of_one_process(arrangements, limits):
+    for (heads, ulysses), (dtype, limit) in product(arrangements, limits.items()):
         split = split_processes(ParallelConfig(cp=dist.get_world_size(), ulysses=ulysses), dist.get_world_size(), heads)
         cp = ContextParallel(build_meshes(split, "cpu"))
         for length in LENGTHS:
@@ -48,13 +50,12 @@ def attention_is_that_of_one_process(arrangements, dtype, limit):
 )
 def test_attention_over_slices_is_attention_and_so_are_its_gradients(ranks, arrangements):
     """Ulysses, ring, both; with 5 heads nothing can be exchanged. In float64, where sums of 64 terms err by 1e-15."""
-    run_ranks(attention_is_that_of_one_process, ranks, arrangements, torch.float64, 1e-12)
+    run_ranks(attention_is_that_of_one_process, ranks, arrangements, {torch.float64: 1e-12})
 
 
 def test_attention_over_slices_loses_no_more_than_its_precision():
     """In float32 by 1e-6 of numbers of about one; bfloat16 keeps three digits of numbers up to ten."""
-    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 6e-2)):
-        run_ranks(attention_is_that_of_one_process, 4, [(8, 2), (8, 1)], dtype, limit)
+    run_ranks(attention_is_that_of_one_process, 4, [(8, 2)], {torch.float32: 1e-5, torch.bfloat16: 6e-2})
 
 
 def ring_under_autocast():
