@@ -80,9 +80,10 @@ def scan_shard(path: Path) -> Iterable[tuple[Record, dict[str, Tensor]]]:
         ValueError: it is truncated or no shard.
     """
     try:
-        with path.open("rb") as file:
-            file.seek(-min(2 * tarfile.BLOCKSIZE, path.stat().st_size), io.SEEK_END)
-            if file.read().strip(b"\0"):
+        with path.open("rb") as file:  # Python's reader does not miss the zeros at the end
+            size = file.seek(0, io.SEEK_END)
+            file.seek(-min(2 * tarfile.BLOCKSIZE, size), io.SEEK_CUR)
+            if size % tarfile.RECORDSIZE or file.read().strip(b"\0"):
                 raise ValueError("it does not end as a tar does")
         with tarfile.open(path, "r:") as tar:
             members = tar.getmembers()

@@ -171,7 +171,7 @@ def test_a_full_disk_is_said_and_nothing_finished_is_lost(files, shards, tmp_pat
     assert contents(out) == contents(shards)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered"])
+@pytest.mark.parametrize("damage", ["half", "end", "altered"])
 def test_preparing_again_mends_a_damaged_shard_and_leaves_the_others(files, shards, tmp_path, damage):
     out = tmp_path / "out"
     out.mkdir()
@@ -179,8 +179,10 @@ def test_preparing_again_mends_a_damaged_shard_and_leaves_the_others(files, shar
         (out / name).write_bytes(content)
     victim = out / "shard-00001.tar"
     content = bytearray(victim.read_bytes())
-    content = content[: len(content) // 2] if damage == "truncated" else content
-    content[3000] ^= 1
+    if damage == "altered":
+        content[3000] ^= 1
+    else:
+        content = content[: len(content) // 2] if damage == "half" else content[:-1000]  # the end is only zeros
     victim.write_bytes(content)
     other = (out / "shard-00000.tar").stat().st_mtime_ns
     make(files, out)
@@ -409,7 +411,7 @@ def test_the_text_encoder_reads_each_caption_once(files, tmp_path):
 def test_more_clips_than_a_tokenizer_is_fitted_to_are_drawn_by_the_seed(files, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "FIT_CLIPS", 1)
     fitted = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 3)):
+    for name, seed in (("a", 0), ("b", 0), ("c", 6)):
         make(
             files,
             tmp_path / name,
@@ -417,4 +419,4 @@ def test_more_clips_than_a_tokenizer_is_fitted_to_are_drawn_by_the_seed(files, t
         )
         fitted.append((tmp_path / name / "tokenizer.safetensors").read_bytes())
     assert fitted[0] == fitted[1]
-    assert len(set(fitted)) == 2  # of two windows of the shape there is most of, one is drawn
+    assert fitted[2] != fitted[0]  # the shape there is most of has two windows, and this seed draws the other one
