@@ -10,9 +10,11 @@ from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
 from cosmos_ref.cli import main
 from cosmos_ref.config import LoRAConfig
 from cosmos_ref.training.initial import load_initial
+from cosmos_ref.video_io import read_clip
 from tests.test_cli import refused
 
 FEW = ["--train.num-steps", "4", "--train.cooling-steps", "1", "--train.checkpoint-every", "2"]
+LARGE = ["--train.learning-rate", "0.02", "--train.warmup-steps", "0"]  # so that four steps can be seen
 
 
 def command(*arguments):
@@ -24,7 +26,16 @@ def tensors(folder, group):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def quick():
+    """Fit the tokenizer on a few clips, and draw nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cosmos_ref.training.run.TOKENIZER_CLIPS", range(2**39, 2**39 + 32))
+        patch.setattr("cosmos_ref.training.log.TrainingLog.draw", lambda log: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(quick, tmp_path_factory):
     """A run of the micro preset, with three averages in each of two checkpoints."""
     folder = tmp_path_factory.mktemp("weights") / "run"
     command("train", "--preset", "micro", "--out", folder, *FEW, "--train.ema-stds", "0.1", "0.05", "0.025")
@@ -32,10 +43,10 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def adapter(run, tmp_path_factory):
+def adapter(quick, run, tmp_path_factory):
     """A run that trains adapters beside the weights of the first one."""
     folder = tmp_path_factory.mktemp("weights") / "adapter"
-    command("train", "--preset", "micro", "--out", folder, *FEW, "--initial", run, "--lora.rank", "2")
+    command("train", "--preset", "micro", "--out", folder, *FEW, "--initial", run, "--lora.rank", "2", *LARGE)
     return folder
 
 
@@ -72,8 +83,10 @@ def test_beside_merged_and_in_their_own_run_adapters_make_the_same_clip(run, ada
     for name, way in ways.items():
         out = tmp_path / f"{name}.png"
         command("sample", *way, "--prompt", "a red ball", "--out", out)
-        clips[name] = out.read_bytes()
-    assert clips["beside"] == clips["merged"] == clips["own"] == clips["own merged"] != clips["without"]
+        clips[name] = read_clip(out).video
+    for name in ("merged", "own", "own merged"):  # one level of 8 bits: unmerged, sums are rounded elsewhere
+        assert (clips[name] - clips["beside"]).abs().max() < 1.01 / 127.5
+    assert (clips["without"] - clips["beside"]).abs().max() > 1.01 / 127.5
     assert read_checkpoint(tmp_path / "merged", ()).config.lora == LoRAConfig()
 
 
