@@ -208,7 +208,7 @@ def everyone_hears_of_errors():
     layout.agree(None)
     for error, kind, message in (
         (UserError("no such folder: x"), UserError, "process 1: no such folder: x"),
-        (OSError("disk full " + 1000 * "x"), RuntimeError, r"process 1: OSError: disk full x+\.\.\.$"),
+        (OSError("disk full " + 1000 * "x"), RuntimeError, r"process 1: OSError: disk full x+\.\.\."),
     ):
         with pytest.raises(type(error) if rank == 1 else kind, match=None if rank == 1 else message) as caught:
             layout.agree(error if rank == 1 else None)
