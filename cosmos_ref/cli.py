@@ -76,6 +76,13 @@ def train_command(arguments: list[str]) -> Callable[..., None]:
     return train_from(requested_preset(arguments) if arguments[:1] == ["train"] else "tiny")
 
 
+def train_tokenizer_command(arguments: list[str]) -> Callable[..., None]:
+    """The train-tokenizer command, whose defaults are those of the tokenizer that is asked for."""
+    from cosmos_ref.commands.train_tokenizer import train_tokenizer_from
+
+    return train_tokenizer_from(arguments)
+
+
 @dataclass(frozen=True)
 class Request:
     """Generate a clip, from a prompt or from the last frames of a video. What is not said is the preset's."""
@@ -318,6 +325,7 @@ def main(arguments: list[str] | None = None) -> None:
             "plan": plan,
             "prepare": prepare,
             "train": train_command(arguments),
+            "train-tokenizer": train_tokenizer_command(arguments),
             "sample": sample,
             "encode-text": encode_text,
             "convert": convert,
