@@ -21,4 +21,5 @@ class Uncertainty(nn.Module):
 
     def forward(self, sigma: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
         """Log-variance u of every sample."""
-        return losses.log_variance(sigma, self.frequencies, self.phases, self.linear.weight[0])
+        u = losses.log_variance(sigma, self.frequencies, self.phases, self.linear.weight[0])
+        return u.clone()  # einsum may give a view, which FSDP warns of
