@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from cosmos_ref import evidence
+from cosmos_ref.cli import main
 from cosmos_ref.traceability import EQUATIONS
 from tests.site import built_site
 
@@ -95,6 +96,50 @@ def test_every_picture_has_its_place_in_both_languages():
         assert sorted(drawn) == sorted(
             id for page in pages for id in re.findall(r"^<!-- picture: (\S+) -->$", page.read_text(), re.MULTILINE)
         )
+
+
+@pytest.mark.parametrize(("kind", "pattern"), [("diagram", r'^@diagram\(\s*"([^"]+)"'), ("table", r'^    "([^"]+)": ')])
+def test_every_diagram_and_table_has_its_place_in_both_languages(site, kind, pattern):
+    file = "drawings" if kind == "diagram" else "tables"
+    source = (ROOT / f"docs/hooks/{file}_training.py").read_text()
+    made = re.findall(pattern, source[source.index("TABLES") :] if kind == "table" else source, re.MULTILINE)
+    assert len(made) >= 5
+    for language, folder in LANGUAGES.items():
+        written = [page.read_text() for page in (ROOT / "docs" / language).rglob("*.md")]
+        assert sorted(made) == sorted(
+            id for text in written for id in re.findall(rf"^<!-- {kind}: (\S+) -->$", text, re.MULTILINE)
+        )
+        for page in ("training", "distributed"):
+            assert f"<!-- {kind}:" not in (site / folder / page / "index.html").read_text()
+
+
+GUIDES = [ROOT / "docs" / language / f"{page}.md" for language in LANGUAGES for page in ("training", "distributed")]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: f"{guide.parent.name}/{guide.stem}")
+def test_every_test_that_a_guide_names_is_there(guide):
+    named = set(re.findall(r"`(test_\w+)`", guide.read_text()))
+    there = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert len(named) > 5 and named <= there, named - there
+
+
+def test_every_command_of_the_guides_is_one_that_the_program_takes(monkeypatch, capsys):
+    """Names of commands and options; `torchrun ... -m cosmos_ref.cli` is another way to say `cosmos-ref`."""
+    monkeypatch.setenv("COLUMNS", "200")
+    wanted: dict[str, set[str]] = {}
+    for guide in GUIDES:
+        for block in re.findall(r"```console\n(.*?)```", guide.read_text(), re.DOTALL):
+            for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines():
+                if said := re.search(r"(?:^cosmos-ref|-m cosmos_ref.cli) ([a-z-]+)(.*)", line):
+                    wanted.setdefault(said[1], set()).update(re.findall(r"--[a-z0-9.-]+", said[2]))
+    assert {"train", "prepare", "plan", "ema", "merge-lora", "train-tokenizer"} <= wanted.keys()
+    for command, options in wanted.items():
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        taken = set(re.findall(r"--[a-z0-9.-]+", capsys.readouterr().out))
+        assert end.value.code == 0 and options <= taken, (command, options - taken)
 
 
 def test_a_picture_is_beside_the_evidence_of_its_impostors(site):
