@@ -774,6 +774,7 @@ def all_reduce_bytes_of_many(size, ranks):
 @pytest.mark.verifies("costs.ulysses_bytes", by="point")
 def test_a_layer_of_7b_at_720p_sends_202_megabytes_forward_with_8_processes():
     assert costs.ulysses_bytes(7040, 4096, 8, 2) == 201_850_880
+    assert costs.ulysses_bytes(3, 2 * (2**60 + 1), 2, 2) == 24 * (2**60 + 1)  # no floats
 
 
 @pytest.mark.verifies("costs.ulysses_bytes")
