@@ -13,13 +13,12 @@ from torch import Tensor
 from cosmos_ref.conditioning.condition import Condition
 from cosmos_ref.equations.losses import uncertainty_weighted
 from cosmos_ref.model.denoiser import weighted_error
-from cosmos_ref.model.uncertainty import Uncertainty
 from cosmos_ref.shapes import Latents
 
 
 def training_loss(
     denoiser: Callable[..., Latents],
-    uncertainty: Uncertainty,
+    uncertainty: Callable[[Float[Tensor, "B"]], Float[Tensor, "B"]],
     x0: Latents,
     condition: Condition,
     noise: Latents,

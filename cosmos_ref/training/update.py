@@ -19,6 +19,9 @@ from cosmos_ref.training.step import training_loss
 class TrainingDiverged(RuntimeError):
     """The loss or its gradient is not finite; the checkpoints so far are kept."""
 
+    at_fault = False
+    """Whether clips of this process are to blame."""
+
 
 def advance(run: Run, batches: Sequence[Batch], config: Config, layout: Layout | None = None) -> dict[str, float]:
     """Do one update and return what is worth recording of it, over all processes, within `layout.images()` for images.
@@ -42,16 +45,22 @@ def advance(run: Run, batches: Sequence[Batch], config: Config, layout: Layout |
     edges = sigma_edges(config)
     run.optimizer.zero_grad()
     losses, errors, measures = [], [], []
+    logvars: list[Tensor] = []
+
+    def uncertainty(sigma: Tensor) -> Tensor:
+        # Looked at on its way: a second call without backward pass would leave weights that are spread gathered.
+        logvar = run.uncertainty(sigma)
+        logvars.append(logvar.detach())
+        return logvar
+
     for batch in batches:
         loss, weighted = training_loss(
-            denoiser, run.uncertainty, batch.x0, batch.condition, batch.noise, batch.sigma, config.diffusion.sigma_data
+            denoiser, uncertainty, batch.x0, batch.condition, batch.noise, batch.sigma, config.diffusion.sigma_data
         )
         (loss * (config.train.loss_scale / len(batches))).backward()
         losses.append(loss.detach())
         errors.append(weighted)
-        with torch.no_grad():
-            expected = run.uncertainty(batch.sigma).exp()
-        by_sigma = sigma_sums(weighted, expected, batch.sigma, edges).flatten()
+        by_sigma = sigma_sums(weighted, logvars[-1].exp(), batch.sigma, edges).flatten()
         measures.append(torch.cat([by_sigma, by_sigma.new_tensor(batch_costs(batch, config))]))
     means = torch.stack([torch.stack(losses).mean(), torch.cat(errors).mean()]).double()
     loss, error, *sums = layout.mean(torch.cat([means, torch.stack(measures).sum(0)])).unbind()
@@ -59,7 +68,9 @@ def advance(run: Run, batches: Sequence[Batch], config: Config, layout: Layout |
     record = {"loss": loss.item(), "weighted_error": error.item(), "grad_norm": norm, "lr": rate}
     for name, value in record.items():
         if not math.isfinite(value):
-            layout.agree(_diverged(run.step + 1, name, value, batches, errors))
+            found = _diverged(run.step + 1, name, value, batches, errors)
+            elsewhere = layout.mean(torch.tensor(float(found.at_fault), device=layout.device)).item() > 0
+            layout.agree(found if found.at_fault or not elsewhere else None)  # who has the broken clips speaks
     *by_sigma, tokens, flops = layout.data_size * torch.stack(sums)
     record |= sigma_record(batches[0].domain, torch.stack(by_sigma).reshape(3, -1))
     record |= {"tokens": tokens.item(), "flops": flops.item()}
@@ -100,10 +111,12 @@ def _diverged(
     message = f"step {step}: {name} is {value} in an update of {domain}s; the checkpoints so far are kept. "
     if broken:
         listed = ", ".join(map(str, broken))
-        return TrainingDiverged(
+        found = TrainingDiverged(
             f"{message}The clips of {domain} samples {listed} are not finite: take them out of the data, and begin "
             "again or go on from an older checkpoint"
         )
+        found.at_fault = True
+        return found
     if wrong:
         message += f"The error of {domain} samples {', '.join(map(str, wrong))} is not finite though their clips are. "
     return TrainingDiverged(f"{message}Try a lower --train.learning-rate or a longer --train.warmup-steps")
