@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cosmos_ref.config import Config
-from cosmos_ref.errors import UserError
+from cosmos_ref.errors import UserError, everywhere
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -151,9 +151,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         if _rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
-        raise OSError(
-            f"the checkpoint {folder} was not written ({error}); the earlier ones are kept: make room, and --resume"
-        ) from error
+        said = f"the checkpoint {folder} was not written ({error}); the earlier ones are kept: make room, and --resume"
+        raise everywhere(OSError(said)) from error
     return folder
 
 
@@ -440,7 +439,7 @@ def _together(work: Callable[[], Any], only_first: bool = False) -> list[Any]:
     for rank, (_, told) in enumerate(everyone):
         if told is not None:
             of_user, message = told
-            raise (UserError(message) if of_user else OSError(f"process {rank}: {message}")) from error
+            raise everywhere(UserError(message) if of_user else OSError(f"process {rank}: {message}")) from error
     return [value for value, _ in everyone]
 
 
@@ -467,7 +466,7 @@ def _write_shards(folder: Path, group: Mapping[str, Tensor]) -> None:
         save(dict(group), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:  # is no Exception, and its text is a traceback
         rank, (cause, _) = min(error.failures.items())
-        raise OSError(f"process {rank}: {cause}") from error
+        raise everywhere(OSError(f"process {rank}: {cause}")) from error
 
 
 def _read_shards(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> None:
@@ -493,7 +492,7 @@ def _read_shards(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> Non
         load(dict(tensors), storage_reader=reader)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
-        raise OSError(f"process {rank}: {cause}") from error
+        raise everywhere(OSError(f"process {rank}: {cause}")) from error
 
 
 def _own_shards(folder: Path, groups: Iterable[str]) -> dict[str, dict[str, Any]]:

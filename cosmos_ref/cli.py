@@ -1,6 +1,7 @@
 """The command line: cosmos-ref demo | presets | equations | doctor | train | sample | tokenize | convert | ..."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from cosmos_ref.commands.merge_lora import merge_lora
 from cosmos_ref.commands.plan import plan
 from cosmos_ref.commands.prepare import prepare
 from cosmos_ref.config import preset as preset_called
-from cosmos_ref.errors import UserError
+from cosmos_ref.errors import EVERYWHERE, UserError
 from cosmos_ref.interop.names import Layout
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -316,6 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit code 0 for success, 2 for a request that cannot be met, 1 for a failure, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     console = Console(stderr=True)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started; what all say, it says
     try:
         commands = {
             "demo": demo,
@@ -339,21 +341,25 @@ def main(arguments: list[str] | None = None) -> None:
             prog="cosmos-ref",
             description="Readable, proven and deployable reference implementation of Cosmos-1.0.",
             args=arguments,
+            console_outputs=first,
         )
     except UserError as error:
-        fail(console, str(error), USAGE)
+        fail(console, str(error), USAGE, quiet=not first)
     except KeyboardInterrupt as interrupt:
         if str(interrupt):  # training has said how to go on
             sys.exit(INTERRUPTED)
-        fail(console, "interrupted", INTERRUPTED)
+        fail(console, "interrupted", INTERRUPTED, quiet=not first)
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
     except (OSError, RuntimeError, SafetensorError) as error:
-        fail(console, f"{type(error).__name__}: {error}", FAILURE)
+        quiet = not first and EVERYWHERE in getattr(error, "__notes__", ())
+        fail(console, f"{type(error).__name__}: {error}", FAILURE, quiet)
 
 
-def fail(console: Console, message: str, code: int) -> None:
-    """End with one message and an exit code."""
+def fail(console: Console, message: str, code: int, quiet: bool = False) -> None:
+    """End with one message, or none, and an exit code."""
+    if quiet:
+        sys.exit(code)
     console.print(f"[bold red]cosmos-ref:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(code)
 

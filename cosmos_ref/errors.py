@@ -1,4 +1,9 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and how an error of many processes is told once."""
+
+from typing import TypeVar
+
+AnyError = TypeVar("AnyError", bound=Exception)
+EVERYWHERE = "every process raises this"
 
 
 class UserError(Exception):
@@ -7,3 +12,9 @@ class UserError(Exception):
     The message names the value, what is accepted and what to do. The command line prints it and exits with 2. It is not
     a `ValueError`: a parser of the command line would catch one and dress it up.
     """
+
+
+def everywhere(error: AnyError) -> AnyError:
+    """Note on an error that all processes raise it, in these or similar words, so that one of them prints it."""
+    error.add_note(EVERYWHERE)
+    return error

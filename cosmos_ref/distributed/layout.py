@@ -8,12 +8,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 from cosmos_ref.config import ParallelConfig
 from cosmos_ref.distributed import fsdp
 from cosmos_ref.distributed.context_parallel import ContextParallel
 from cosmos_ref.distributed.mesh import build_meshes, split_processes
-from cosmos_ref.errors import UserError
+from cosmos_ref.errors import UserError, everywhere
 from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.model.initialization import find_device
 
@@ -30,11 +32,20 @@ def joined(device: str | torch.device, timeout: float = 1800) -> Iterator[torch.
         timeout: seconds after which processes that wait for another one give up.
 
     Raises:
-        UserError: if torchrun did not start this process, or there is no GPU for it.
+        UserError: if torchrun did not start this process, or could not restart it, or there is no GPU for it.
+        RuntimeError: within it, if another process is gone.
     """
     missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]
     if missing:
         raise UserError(f"{', '.join(missing)} not set: start many processes with torchrun -m cosmos_ref.cli ...")
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    many_nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    if shares_store and many_nodes and restarts:  # torchrun counts its restarts on each node for itself
+        raise UserError(
+            "torchrun cannot restart processes on several nodes as it is: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+            "for it, or leave --max-restarts out"
+        )
     device = torch.device(device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -42,9 +53,18 @@ def joined(device: str | torch.device, timeout: float = 1800) -> Iterator[torch.
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    limit = timedelta(seconds=timeout)
+    store, rank, world = next(rendezvous("env://", timeout=limit))
+    # torchrun keeps one store over all its restarts, and in it the addresses of processes that are gone.
+    store = PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
     try:
         yield device
+    except RuntimeError as error:
+        if "by peer" not in str(error):  # gloo's words for a connection that broke
+            raise
+        lost = "another process of this training is gone; its own message says why, and --resume goes on"
+        raise everywhere(RuntimeError(lost)) from error
     finally:
         dist.destroy_process_group()
 
@@ -130,11 +150,11 @@ class ManyProcesses:
         everyone: list[tuple[bool, str] | None] = [None] * self.world
         dist.all_gather_object(everyone, mine)
         if error is not None:
-            raise error
+            raise everywhere(error)
         failed = {rank: each for rank, each in enumerate(everyone) if each is not None}
         if failed:
             kind = UserError if all(is_users for is_users, _ in failed.values()) else RuntimeError
-            raise kind("; ".join(f"process {rank}: {text}" for rank, (_, text) in failed.items()))
+            raise everywhere(kind("; ".join(f"process {rank}: {text}" for rank, (_, text) in failed.items())))
 
     @contextmanager
     def images(self) -> Iterator[None]:
