@@ -203,11 +203,10 @@ def train_from(name: str) -> Callable[..., None]:
     """The train command with a preset's numbers as its defaults."""
     config = preset_called(name)
     defaults = {section: getattr(config, section) for section in SECTIONS}
-    large = config.model.width >= 2048  # its activations fit no GPU that there is
 
     def train(arguments: Annotated[Train, tyro.conf.arg(name="")]) -> None:
         """Train a model, from the simulated world or from a folder of videos."""
         arguments.run()
 
-    train.__defaults__ = (Train(out=tyro.MISSING, preset=name, parallel=ParallelConfig(recompute=large), **defaults),)
+    train.__defaults__ = (Train(out=tyro.MISSING, preset=name, **defaults),)
     return train
