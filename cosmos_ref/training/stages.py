@@ -49,10 +49,10 @@ def _toy() -> tuple[Stage, ...]:
         clip=low,
         # The shift by the square root of the latent frames makes it the preset's p_mean for videos again.
         diffusion=replace(tiny.diffusion, p_mean=0.4),
-        data=DataConfig(world="mixed", buckets="32", image_share=0.25),
+        data=DataConfig(world="single", buckets="32", image_share=0.25),
         train=replace(
             tiny.train,
-            num_steps=600,
+            num_steps=800,
             batch_size=32,
             micro_batch=16,
             cooling_steps=0,
@@ -70,7 +70,6 @@ def _toy() -> tuple[Stage, ...]:
     )
     cooling = replace(
         high_res,
-        data=replace(high_res.data, world="single"),
         train=replace(high_res.train, num_steps=120, cooling_steps=120, warmup_steps=0, learning_rate=2e-3),
     )
     video2world = replace(
