@@ -24,13 +24,14 @@ from cosmos_ref.training.sources.clips import draw_bucket
     "training.steps",
     228,
     en="Eight updates with a quarter of images, two micro-batches of two clips each. A strip is a video of "
-    "three latent frames, a tile an image: every update has the same number of tiles, and so of tokens. Each "
-    "micro-batch has one bucket, drawn from its number. Of two data-parallel groups the first takes the "
-    "upper row, the second the lower one.",
+    "three latent frames, a tile an image: every update has the same number of tiles and, bucket for bucket, "
+    "of tokens. Each micro-batch has one bucket, drawn from its number. Of two data-parallel groups the "
+    "first takes the upper row, the second the lower one.",
     pt="Oito atualizações com um quarto de imagens, de dois microlotes com dois clipes cada. Uma tira é um "
     "vídeo de três quadros latentes, um ladrilho é uma imagem: toda atualização tem o mesmo número de "
-    "ladrilhos e, portanto, de tokens. Cada microlote tem um só formato, sorteado pelo seu número. De dois "
-    "grupos paralelos nos dados, o primeiro fica com a linha de cima, o segundo com a de baixo.",
+    "ladrilhos e, formato por formato, de tokens. Cada microlote tem um só formato, sorteado pelo seu "
+    "número. De dois grupos paralelos nos dados, o primeiro fica com a linha de cima, o segundo com a de "
+    "baixo.",
     step=("update", "atualização"),
     group=("group", "grupo"),
     video=("videos", "vídeos"),
@@ -132,51 +133,46 @@ def pixels(video: torch.Tensor) -> np.ndarray:
 @diagram(
     "training.ema",
     250,
-    en="How much of the average comes from each moment of the training, for three widths. The steps are what "
-    "the updates really make of it in a training of 24. Dotted: a width that was not kept, read from the "
-    "three that were.",
-    pt="Quanto da média vem de cada momento do treino, para três larguras. Os degraus são o que as atualizações "
-    "fazem de fato em um treino de 24. Pontilhada: uma largura que não foi guardada, lida das três que foram.",
+    en="How much of the average comes from each moment of the later half of a training, for three widths. The "
+    "steps are what the updates really make of it in a training of 24. Dotted: a width that was not kept, "
+    "read from the three that were.",
+    pt="Quanto da média vem de cada momento da segunda metade de um treino, para três larguras. Os degraus são "
+    "o que as atualizações fazem de fato em um treino de 24. Pontilhada: uma largura que não foi guardada, "
+    "lida das três que foram.",
     time=("share of the training", "fração do treino"),
     weight=("weight", "peso"),
 )
 def ema(canvas: Canvas, word: dict[str, str]) -> None:
-    left, bottom, width, height, top = 60, 210, 590, 185, 40.0
+    left, bottom, width, height, top, first = 60, 210, 545, 185, 40.0, 0.5
+    updates, t = 24, np.linspace(first, 1, 300)
+
+    def at(time, value):
+        return left + width * (time - first) / (1 - first), bottom - height * np.minimum(value, top) / top
+
     canvas.line([(left, bottom - height), (left, bottom), (left + width, bottom)], TEXT, 0.8)
-    updates, t = 24, np.linspace(0, 1, 300)
-    for hue, std in zip(HUES, (0.1, 0.05, 0.025), strict=False):
+    labels = {0.1: (0.72, 5.2), 0.05: (0.845, 9.5), 0.025: (0.945, 24)}
+    for hue, (std, label) in zip(HUES, labels.items(), strict=False):
         gamma = ema_gamma(std)
-        curve = (gamma + 1) * t**gamma
-        points = list(zip(left + width * t, bottom - height * np.minimum(curve, top) / top, strict=True))
-        canvas.line(points, hue, 1.8)
-        kept, shares = 1.0, []
+        canvas.line(list(zip(*at(t, (gamma + 1) * t**gamma), strict=True)), hue, 1.8)
+        shares, kept = [], 1.0
         for step in reversed(range(updates)):
-            beta = ema_beta(step, gamma)
-            shares.append(kept * (1 - beta))
-            kept *= beta
-        stairs = []
-        for step, share in enumerate(reversed(shares)):
-            y = bottom - height * min(share * updates, top) / top
-            stairs += [(left + width * step / updates, y), (left + width * (step + 1) / updates, y)]
-        canvas.line(stairs, hue, 0.8, "3 2")
-        label_at = {0.1: 0.66, 0.05: 0.885, 0.025: 0.935}[std]
-        canvas.text(
-            left + width * label_at, bottom - height * {0.1: 0.09, 0.05: 0.34, 0.025: 0.62}[std],
-            f"s = {std:g}, γ = {gamma:.1f}", "end", 12, hue,
-        )  # fmt: skip
-    kept = [(time, ema_gamma(std)) for time in (16, 24) for std in (0.1, 0.05, 0.025)]
+            shares.insert(0, kept * (1 - ema_beta(step, gamma)))
+            kept *= ema_beta(step, gamma)
+        steps = [(time / updates, updates * shares[n]) for n in range(updates // 2, updates) for time in (n, n + 1)]
+        canvas.line([at(time, share) for time, share in steps], hue, 0.8, "3 2")
+        canvas.text(*at(*label), f"s = {std:g}, γ = {gamma:.1f}", "end", 12, hue)
+    kept = [(time, ema_gamma(std)) for time in (16, 24) for std in labels]
     weights = posthoc_weights(*np.array(kept).T, 24, ema_gamma(0.07))
-    weights = weights / weights.sum()
     built = sum(
         w * np.where(t <= n / 24, (gamma + 1) * 24 / n * np.minimum(1, t * 24 / n) ** gamma, 0)
-        for w, (n, gamma) in zip(weights, kept, strict=True)
+        for w, (n, gamma) in zip(weights / weights.sum(), kept, strict=True)
     )
-    canvas.line(list(zip(left + width * t, bottom - height * built / top, strict=True)), HUES[3], 1.6, "1.5 3")
-    canvas.text(left + width * 0.86, bottom - height * 0.21, "s = 0.07", "end", 12, HUES[3])
-    for value in (0, 0.25, 0.5, 0.75, 1):
-        canvas.text(left + width * value, bottom + 14, f"{value:g}", size=11)
+    canvas.line(list(zip(*at(t, built), strict=True)), HUES[3], 2, "2 3")
+    canvas.text(*at(1.006, 11.8), "s = 0.07", "start", 12, HUES[3])
+    for value in (0.5, 0.625, 0.75, 0.875, 1):
+        canvas.text(at(value, 0)[0], bottom + 14, f"{value:g}", size=11)
     for value in (0, 10, 20, 30, 40):
-        canvas.text(left - 6, bottom - height * value / top, value, "end", 11)
+        canvas.text(left - 6, at(0, value)[1], value, "end", 11)
     canvas.text(left + width / 2, bottom + 31, word["time"], size=12)
     canvas.text(left + 6, 18, word["weight"], "start", 12)
 

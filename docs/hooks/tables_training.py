@@ -158,7 +158,7 @@ def plan_output() -> str:
     """What the plan command prints of the 14B model, in a block of code."""
     from cosmos_ref.commands.plan import plan
 
-    wide, out = mock.patch.dict("os.environ", {"COLUMNS": "80", "NO_COLOR": "1"}), io.StringIO()
+    wide, out = mock.patch.dict("os.environ", {"COLUMNS": "88", "NO_COLOR": "1"}), io.StringIO()
     with wide, contextlib.redirect_stdout(out):
         plan("14b", ParallelConfig(world=64, cp=8), frames=121, resolution="720")
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
