@@ -25,10 +25,12 @@ from cosmos_ref.training.ema import PowerEMA
 from cosmos_ref.training.initial import Initial
 from cosmos_ref.training.layout import Layout, OneProcess
 from cosmos_ref.training.optimizer import begin_moments, build_optimizer, optimizer_tensors
-from cosmos_ref.training.sources import Source
+from cosmos_ref.training.sources import ShardSource, Source
 
 TOKENIZER_CLIPS = range(2**39, 2**39 + 256)
 """Numbers of the clips the tokenizer is fitted on; no training sample comes so far."""
+FIT_BYTES = 2**28
+"""Of those clips, at most so many bytes are taken."""
 
 MAY_DIFFER = ("train.checkpoint_every", "train.keep_checkpoints", "sample.")
 """Fields that may change on resuming: they do not touch the weights."""
@@ -97,6 +99,8 @@ def start_run(
     images = None
     if config.data.image_share and initial is not None and initial.images is not None:
         images = ImageStatistics(**initial.images).to(layout.device)
+    elif config.data.image_share and isinstance(source, ShardSource):
+        images = ImageStatistics(source.statistics["image.mean"], source.statistics["image.std"]).to(layout.device)
     elif config.data.image_share:
         images = image_statistics(source, tokenizer, layout.device, chunk=config.train.batch_size)
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
@@ -115,14 +119,35 @@ def start_tokenizer(config: Config, source: Source, initial: Initial | None, giv
         raise UserError(f"preset {config.name!r} has a discrete tokenizer: diffusion is trained on continuous latents")
     if given is not None:
         load_strict(tokenizer, given.state_dict(), "the given tokenizer")
+        check_same_latents(tokenizer, initial)
     elif initial is not None and initial.tokenizer is not None:
         load_strict(tokenizer, initial.tokenizer, f"the tokenizer in {initial.folder}")
     else:
         check_fitted(config)
-        video = source.clips(TOKENIZER_CLIPS).video
+        clip = config.clip
+        fitting = max(1, FIT_BYTES // (12 * clip.frames * clip.height * clip.width))
+        video = source.clips(TOKENIZER_CLIPS[:fitting]).video
         assert isinstance(config.tokenizer, HaarPCAConfig) and video is not None, "who has latents has their tokenizer"
         tokenizer = HaarPCATokenizer.fit(config.tokenizer, video)
     return tokenizer.requires_grad_(False).eval()
+
+
+def check_same_latents(tokenizer: Tokenizer, initial: Initial | None) -> None:
+    """Check that weights to start from know the latents of this tokenizer.
+
+    Raises:
+        UserError: they know those of another.
+    """
+    if initial is None or initial.tokenizer is None:
+        return
+    ours = tokenizer.state_dict()
+    if any(
+        not torch.equal(ours[name].cpu(), tensor.to(ours[name].dtype)) for name, tensor in initial.tokenizer.items()
+    ):
+        raise UserError(
+            f"the weights in {initial.folder} know the latents of another tokenizer than that of the data: leave out "
+            f"--tokenizer-weights, or prepare the data with `--weights {initial.folder}`"
+        )
 
 
 def resume_run(folder: Path, checkpoint: Checkpoint, config: Config, source: Source, layout: Layout) -> Run:

@@ -8,8 +8,11 @@ import torch
 from cosmos_ref.checkpoint import load_strict, save_checkpoint
 from cosmos_ref.config import PRESETS, preset
 from cosmos_ref.errors import UserError
-from cosmos_ref.model.initialization import build_denoiser, build_uncertainty
+from cosmos_ref.model.initialization import build_denoiser, build_uncertainty, new_model
+from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from cosmos_ref.training.initial import load_initial
+from cosmos_ref.training.run import start_run
+from cosmos_ref.training.sources import WorldSource
 from tests.blocks.filled import filled
 from tests.strategies import normal
 
@@ -178,3 +181,15 @@ def test_the_released_presets_start_from_one_another_in_names_and_sizes():
         fitted = fit_network(dict(tensors), then.model, now.model)
         expected = build_denoiser(now).state_dict()
         assert {key: t.shape for key, t in fitted.items()} == {key: t.shape for key, t in expected.items()}
+
+
+def test_weights_are_not_trained_on_the_latents_of_another_tokenizer(tmp_path):
+    source = WorldSource(MICRO.clip, MICRO.data.world, MICRO.train.seed)
+    denoiser, uncertainty = new_model(MICRO, torch.Generator().manual_seed(0))
+    known, other = (HaarPCATokenizer.fit(MICRO.tokenizer, source.clips(range(i, i + 8)).video) for i in (0, 100))
+    groups = {"model": denoiser, "uncertainty": uncertainty, "tokenizer": known}
+    tensors = {name: module.state_dict() for name, module in groups.items()}
+    initial = load_initial(MICRO, save_checkpoint(tmp_path / "c", MICRO, tensors, {"step": 1}))
+    with pytest.raises(UserError, match="another tokenizer"):
+        start_run(MICRO, source, initial=initial, tokenizer=other)
+    assert torch.equal(start_run(MICRO, source, initial=initial, tokenizer=known).tokenizer.axes, known.axes)
