@@ -1,5 +1,7 @@
 """The site in a real browser: every page in both languages, without an error, with its formulas set."""
 
+import re
+
 import pytest
 
 from tests.demo.test_browser import CHROMIUM
@@ -43,7 +45,8 @@ def test_every_picture_is_shown(reports):
         folder = "pt" if report["page"].startswith("/pt/") else "en"
         source = ROOT / "docs" / folder / f"{report['page'].removeprefix('/pt').strip('/')}.md"
         if source.exists():
-            assert report["pictures"] == source.read_text().count("<!-- picture: "), report["page"]
+            drawn = re.findall(r"<!-- (?:picture|diagram): ", source.read_text())
+            assert report["pictures"] == len(drawn), report["page"]
 
 
 def test_no_page_is_wider_than_the_window(reports):
