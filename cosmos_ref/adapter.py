@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cosmos_ref.blocks.lora import LoRALinear, add_lora
-from cosmos_ref.config import LoRAConfig
+from cosmos_ref.config import Config, LoRAConfig
 from cosmos_ref.errors import UserError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -133,6 +133,24 @@ def load_adapter(network: nn.Module, folder: str | Path) -> LoRAConfig:
             value = tensors[f"{PREFIX}{name}.{matrix}.weight"].to(layer.weight.device, layer.weight.dtype)
             setattr(layer, matrix, nn.Parameter(value))
     return config
+
+
+def require_merged(config: Config, path: str | Path, what: str) -> None:
+    """Refuse weights that have adapters beside them, where there is no place for these.
+
+    Args:
+        config: of the checkpoint.
+        path: where it is.
+        what: what has no place for them.
+
+    Raises:
+        UserError: there are adapters; without them the weights would be those from before their training.
+    """
+    if config.lora.rank:
+        raise UserError(
+            f"{path} has adapters beside its weights, and {what} has no place for them: merge it first, by "
+            f"`cosmos-ref merge-lora {path} --out FOLDER`"
+        )
 
 
 def read_config(folder: Path) -> LoRAConfig:

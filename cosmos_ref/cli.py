@@ -273,8 +273,11 @@ def export(weights: Path, out: Path, t5: Path | None = None) -> None:
         raise UserError(
             f"exporting needs another package ({error}): pip install 'cosmos-ref[export]' ./export"
         ) from None
+    from cosmos_ref.adapter import require_merged
+    from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
     from cosmos_ref.pipelines.world_model import load_world_model
 
+    require_merged(read_checkpoint(find_checkpoint(weights), names=()).config, weights, "a bundle")
     model = load_world_model(weights, t5)
     export_bundle(model.config, model.denoiser, model.tokenizer, out)
     print(table([Parity(**row) for row in json.loads((out / "manifest.json").read_text())["parity"]]))

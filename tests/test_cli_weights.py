@@ -144,3 +144,15 @@ def test_what_cannot_be_merged_or_read_is_refused_before_anything_is_written(run
     assert "is not of this network" in said and "unexpected: model.base_model" in said
     assert not any(path.exists() for path in (tmp_path / "x.png", out.with_suffix(".png")))
     assert not [*tmp_path.rglob("manifest.json")]
+
+
+def test_where_adapters_have_no_place_they_are_not_left_out_in_silence(adapter, tmp_path, capsys):
+    """Without them these would be the weights from before their training."""
+    out = tmp_path / "out"
+    for layout in ("diffusers", "nvidia", "nvidia-training"):
+        said = refused(capsys, "convert", adapter, "--to", layout, "--out", out)
+        assert f"cosmos-ref merge-lora {adapter} --out FOLDER" in said
+    pytest.importorskip("onnx")
+    said = refused(capsys, "export", "--weights", adapter, "--out", out)
+    assert f"cosmos-ref merge-lora {adapter} --out FOLDER" in said
+    assert not out.exists()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from cosmos_ref.adapter import require_merged
 from cosmos_ref.checkpoint import MANIFEST, find_checkpoint, list_groups, read_checkpoint, seal_checkpoint
 from cosmos_ref.config import PRESETS, TOKENIZERS, Config, ConvTokenizerConfig
 from cosmos_ref.errors import UserError
@@ -88,8 +89,8 @@ def convert(
         progress: called with the bytes there are to copy; what it gives is called with the bytes of each tensor read.
 
     Raises:
-        UserError: the source cannot be read, needs code, does not fit the model or is not finite; or `out` exists or
-            cannot be made.
+        UserError: the source cannot be read, needs code, does not fit the model, is not finite or has adapters that
+            are not merged; or `out` exists or cannot be made.
     """
     source, out = Path(source), Path(out)
     _check_new(out)
@@ -100,6 +101,8 @@ def convert(
             raise UserError(f"{tokenizer} holds no tokenizer: {ACCEPTED}")
     config = config or _config_of(parts, allow_torchscript)
     from_ours(layout_to, config)  # there is such a layout
+    if layout_to != "ours":
+        require_merged(config, source, f"the layout {layout_to!r}")
     found_as, network = "", {}
     if parts.network is not None:
         found_as, network = read_network(parts.network, config, layout_from)
