@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,7 +70,8 @@ class Train:
     initial: Path | None = None
     """Checkpoint, or folder of a run, whose averaged weights to start from."""
     tokenizer_weights: Path | None = None
-    """Folder of the tokenizer, where it is not fitted to the clips: of a checkpoint, or of a released one."""
+    """Folder of the tokenizer, where it is not fitted to the clips: of a run of ours, whose numbers the model then
+    takes over, or of a released one."""
     allow_torchscript: bool = False
     """Open a tokenizer that came as TorchScript. It may run code: only from a source that you trust."""
     t5: Path | None = None
@@ -87,6 +88,8 @@ class Train:
         from cosmos_ref.training.loop import train
 
         config = Config(name=self.preset, **{name: getattr(self, name) for name in SECTIONS})
+        if self.tokenizer_weights is not None and self.tokenizer == preset_called(self.preset).tokenizer:
+            config = with_tokenizer_of(self.tokenizer_weights, config)
         with chosen_layout(self.parallel, config, self.device) as layout:
             tokenizer = None
             if self.tokenizer_weights is not None:
@@ -174,27 +177,47 @@ def chosen_layout(parallel: ParallelConfig, config: Config, device: str) -> Iter
     yield OneProcess(device, place=partial(prepare_blocks, parallel=parallel))
 
 
+def with_tokenizer_of(path: Path, config: Config) -> Config:
+    """The configuration of a model of the latents in a run of ours; of anything else, the configuration as it is."""
+    from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
+
+    if not is_ours(path):
+        return config
+    found = read_checkpoint(find_checkpoint(path), ()).config.tokenizer
+    model = replace(config.model, channels=found.channels)
+    return replace(config, tokenizer=found, model=model)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder is a checkpoint of ours, or a run with some."""
+    from cosmos_ref.checkpoint import list_checkpoints
+
+    return (path / "manifest.json").is_file() or bool(list_checkpoints(path))
+
+
 def read_tokenizer(path: Path, config: Config, device: "torch.device", allow_torchscript: bool) -> "Tokenizer":
     """The tokenizer of a checkpoint of ours, or a released one.
 
     Raises:
-        UserError: there is none, or it is another than the configuration's.
+        UserError: there is none, it is discrete, or it is another than the configuration's.
     """
     import torch
 
-    from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict, read_checkpoint
     from cosmos_ref.interop.released import open_tokenizer
-    from cosmos_ref.tokenizer.build import build_tokenizer
     from cosmos_ref.tokenizer.discrete import DiscreteTokenizer
+    from cosmos_ref.training.tokenizer import load_tokenizer
 
-    if (path / "manifest.json").is_file() or list_checkpoints(path):
-        checkpoint = read_checkpoint(find_checkpoint(path), ["tokenizer"])
-        found, tokenizer = checkpoint.config.tokenizer, build_tokenizer(checkpoint.config.tokenizer)
-        load_strict(tokenizer, checkpoint.tensors["tokenizer"], f"the tokenizer in {path}")
+    if is_ours(path):
+        found, tokenizer = load_tokenizer(path)
     else:
         found, load = open_tokenizer(path, device, torch.float32, allow_torchscript)
         tokenizer = load()
-    if found != config.tokenizer or isinstance(tokenizer, DiscreteTokenizer):
+    if isinstance(tokenizer, DiscreteTokenizer):
+        raise UserError(
+            f"the tokenizer in {path} is discrete, and diffusion is trained on continuous latents: give a continuous "
+            "one, as `cosmos-ref train-tokenizer --tokenizer CV-tiny` trains"
+        )
+    if found != config.tokenizer:
         raise UserError(f"the tokenizer in {path} is another than the preset's:\n  {found}\n  {config.tokenizer}")
     return tokenizer.to(device)
 

@@ -4,14 +4,13 @@ That holds on one machine with one number of threads: everything random is drawn
 sample, everything else is in the checkpoint, and torch's CPU kernels are asked to be deterministic.
 """
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+from zlib import crc32
 
 import torch
 
@@ -28,8 +27,9 @@ from cosmos_ref.training.log import TrainingLog
 from cosmos_ref.training.metrics import memory_gib, peak_flops
 from cosmos_ref.training.progress import progress_bar
 from cosmos_ref.training.report import write_report
-from cosmos_ref.training.run import Run, Tokenizer, resume_run, save_run, say, start_run
+from cosmos_ref.training.run import Run, Tokenizer, check_same, resume_run, save_run, say, start_run
 from cosmos_ref.training.schedule import MicroBatch, check_shares, domain_of, plan_step, share_out
+from cosmos_ref.training.session import check_writable, deterministic, interruptible
 from cosmos_ref.training.sources import Clips, Domain, Source
 from cosmos_ref.training.update import advance
 
@@ -93,18 +93,24 @@ def train(
             raise UserError(
                 f"{out} already holds checkpoints, up to {checkpoints[-1].name}: add --resume or change --out"
             )
-        _check_writable(out)
+        check_writable(out)
         checkpoint = read_checkpoint(checkpoints[-1], ()) if checkpoints else None
+        if checkpoint:
+            check_same(checkpoint, config, source)
         return text_encoder, checkpoints, checkpoint
 
     def see_the_same() -> None:
-        step = checkpoint.state["step"] if checkpoint else 0
-        if layout.mean(torch.tensor(float(step), device=layout.device)).item() != step:
+        step, clips = checkpoint.state["step"] if checkpoint else 0, crc32(source.identity.encode())
+        mine = torch.tensor([step, clips], dtype=torch.float64, device=layout.device)  # its sums are exact
+        same_step, same_clips = (layout.mean(mine) == mine).tolist()
+        if not same_step:
             raise UserError(f"not all processes see the same checkpoints in {out}: they need a file system in common")
+        if not same_clips:
+            raise UserError(f"not all processes see the same clips, here {source.identity}: give all the same --data")
 
     def begin() -> Run:
         if checkpoint:
-            return resume_run(checkpoints[-1], checkpoint, config, source, layout)
+            return resume_run(checkpoints[-1], checkpoint, config, layout)
         if resume and first:
             say(f"{out} holds no checkpoint yet: starting from the beginning")
         weights = None if initial is None else load_initial(config, initial)
@@ -141,7 +147,7 @@ def train(
 
     text_encoder, checkpoints, checkpoint = together(layout, prepare)
     together(layout, see_the_same)
-    with _deterministic(layout.device), _interruptible(quiet=not first) as interrupted:
+    with deterministic(layout.device), interruptible(quiet=not first) as interrupted:
         run = together(layout, begin)
         log = TrainingLog(out, run.step) if first else None
         last = checkpoints[-1] if checkpoints else None
@@ -221,48 +227,3 @@ def _only(layout: Layout, domain: Domain) -> AbstractContextManager[None]:
 def _any(layout: Layout, flag: bool) -> bool:
     """Whether it is so in any process: all stop after the same step."""
     return layout.mean(torch.tensor(float(flag), device=layout.device)).item() > 0
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable.{threading.get_native_id()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write into {out} ({error.strerror}): give another --out") from error
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """On the CPU, sums that run in parallel are added in a fixed order."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def _interruptible(quiet: bool) -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C only sets a flag, so that a step and a checkpoint are finished; the second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield lambda: False
-        return
-    before = signal.getsignal(signal.SIGINT)
-    caught = False
-
-    def handle(*_: Any) -> None:
-        nonlocal caught
-        caught = True
-        signal.signal(signal.SIGINT, before)
-        if not quiet:
-            say("finishing this step; press Ctrl-C again to stop at once")
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: caught
-    finally:
-        signal.signal(signal.SIGINT, before)

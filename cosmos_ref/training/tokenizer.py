@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -51,15 +51,14 @@ from cosmos_ref.tokenizer.losses import LossWeights, TokenizerLoss, default_loss
 from cosmos_ref.tokenizer.statistics import RunningMoments
 from cosmos_ref.training.ema import PowerEMA
 from cosmos_ref.training.log import TrainingLog
-from cosmos_ref.training.loop import _check_writable, _deterministic, _interruptible
 from cosmos_ref.training.optimizer import WARMUP_START, load_optimizer, optimizer_tensors
 from cosmos_ref.training.run import say
 from cosmos_ref.training.schedule import domain_of, image_steps
+from cosmos_ref.training.session import check_writable, deterministic, interruptible
 from cosmos_ref.training.sources import MAX_SEED, Domain, Source
 from cosmos_ref.training.tokenizer_pictures import draw_losses, draw_reconstructions
+from cosmos_ref.training.tokenizer_start import ConvTokenizer, begin_as_wavelets, new_tokenizer, wavelet_rules
 from cosmos_ref.training.update import TrainingDiverged
-
-ConvTokenizer = ContinuousTokenizer | DiscreteTokenizer
 
 STATISTICS_CLIPS = range(2**39, 2**39 + 64)
 """Numbers of the clips that latents are standardised on; no training sample comes so far."""
@@ -77,6 +76,8 @@ MAY_DIFFER = ("checkpoint_every", "keep_checkpoints")
 class TokenizerTrainConfig:
     """How a tokenizer is trained. The weights of the losses are pairs: in the first stage, and in the second."""
 
+    start: Literal["random", "wavelets"] = "random"
+    """Weights to begin with; `wavelets`, for networks without strides, is the best linear tokenizer of the clips."""
     num_steps: int = 400
     stage_2: int = 340
     """Update, counted from 0, that the second stage begins with."""
@@ -203,15 +204,15 @@ def train_tokenizer(
     checkpoints = list_checkpoints(out)
     if checkpoints and not resume:
         raise UserError(f"{out} already holds checkpoints, up to {checkpoints[-1].name}: add --resume or change --out")
-    _check_writable(out)
+    check_writable(out)
 
-    with _deterministic(device), _interruptible(quiet=False) as interrupted:
+    with deterministic(device), interruptible(quiet=False) as interrupted:
         if checkpoints:
             run = resume_run(read_checkpoint(checkpoints[-1], GROUPS), training, source, device)
         else:
             if resume:
                 say(f"{out} holds no checkpoint yet: starting from the beginning")
-            run = start_run(training, device)
+            run = start_run(training, source, device)
             run.before = quality(run.tokenizer, source, train.batch_size)
         log = TrainingLog(out, run.step)
         last = checkpoints[-1] if checkpoints else None
@@ -277,37 +278,12 @@ def check_training(training: TokenizerTraining) -> None:
         (0 <= train.image_share <= 1, "train.image_share must be from 0 to 1"),
         (0 < train.ema_std < 0.25, "train.ema_std must be between 0 and 0.25"),
         (0 <= train.seed < MAX_SEED, f"train.seed must be from 0 to {MAX_SEED - 1}"),
+        *(wavelet_rules(network) if train.start == "wavelets" else ()),
         (frames <= network.latent_frames, f"network.latent_frames must be at least {frames}, of a clip of this length"),
     ]
     wrong = [rule for holds, rule in rules if not holds]
     if wrong:
         raise UserError("this tokenizer cannot be trained:\n  " + "\n  ".join(wrong))
-
-
-def new_tokenizer(network: ConvTokenizerConfig, generator: torch.Generator) -> ConvTokenizer:
-    """A tokenizer as it is before training: every convolution keeps the size of what it gets, and adds no constant.
-
-    torch's own first weights shrink and add: after twenty layers the constants drown the video, and training sits on
-    one grey for hundreds of updates. Only the last one is smaller, since 8 ** patch_levels bands add up in a pixel.
-    """
-    with torch.device("meta"):
-        tokenizer = build_tokenizer(network)
-    assert isinstance(tokenizer, ConvTokenizer)
-    tokenizer.to_empty(device=generator.device)
-    with torch.no_grad():
-        for module in tokenizer.modules():
-            if isinstance(module, nn.GroupNorm):
-                module.weight.fill_(1)
-                module.bias.fill_(0)
-            elif isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
-                module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
-                if module.bias is not None:
-                    module.bias.fill_(0)
-        tokenizer.decoder.conv_out.time.weight.mul_(8 ** (-network.patch_levels / 2))
-        if isinstance(tokenizer, ContinuousTokenizer):
-            tokenizer.mean.fill_(0)
-            tokenizer.std.fill_(1)
-    return tokenizer
 
 
 def build_optimizer(tokenizer: nn.Module, train: TokenizerTrainConfig) -> torch.optim.AdamW:
@@ -318,10 +294,13 @@ def build_optimizer(tokenizer: nn.Module, train: TokenizerTrainConfig) -> torch.
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.eps)
 
 
-def start_run(training: TokenizerTraining, device: torch.device) -> TokenizerRun:
-    """Fresh weights."""
+def start_run(training: TokenizerTraining, source: Source, device: torch.device) -> TokenizerRun:
+    """Fresh weights: random ones, or those of the best linear tokenizer of clips of the source."""
     train = training.train
-    tokenizer = new_tokenizer(training.network, torch.Generator().manual_seed(train.seed)).to(device)
+    tokenizer = new_tokenizer(training.network, torch.Generator().manual_seed(train.seed))
+    if train.start == "wavelets":
+        begin_as_wavelets(tokenizer, training.network, videos_of(source, STATISTICS_CLIPS))
+    tokenizer = tokenizer.to(device)
     return TokenizerRun(tokenizer, build_optimizer(tokenizer, train), PowerEMA(tokenizer, train.ema_std))
 
 

@@ -25,17 +25,18 @@ from cosmos_ref.training.tokenizer import (
     TokenizerTraining,
     advance,
     averaged_tokenizer,
+    baselines,
     check_training,
     draw_videos,
     learning_rate,
     load_tokenizer,
     loss_weights,
-    new_tokenizer,
     quality,
     start_run,
     train_tokenizer,
     unclamped_reconstruction,
 )
+from cosmos_ref.training.tokenizer_start import new_tokenizer
 from cosmos_ref.training.update import TrainingDiverged
 from cosmos_ref.video_io import write_video
 from tests.training.test_loop import crash, press_ctrl_c
@@ -63,6 +64,12 @@ CONTINUOUS = TokenizerTraining("CV-micro", MICRO, ClipConfig(5, 16, 16), "single
 DISCRETE = dataclasses.replace(
     CONTINUOUS, name="DV-micro", network=dataclasses.replace(MICRO, fsq_levels=(8, 5, 5), latent_frames=3)
 )
+LINEAR = dataclasses.replace(
+    CONTINUOUS,
+    name="CV-linear",
+    network=dataclasses.replace(MICRO, strides=(), encoder_widths=(12, 12), decoder_widths=(14, 14), channels=4),
+    train=dataclasses.replace(SETTINGS, start="wavelets", image_share=0.0),
+)
 BOTH = pytest.mark.parametrize("training", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 
 
@@ -81,6 +88,10 @@ def with_train(training, **settings):
 
 def source_of(training):
     return WorldSource(training.clip, training.world, training.train.seed)
+
+
+def fresh(training):
+    return start_run(training, source_of(training), torch.device("cpu"))
 
 
 class Disturbed(WorldSource):
@@ -182,7 +193,7 @@ def test_a_run_of_a_model_is_not_taken_for_one_of_a_tokenizer(tmp_path):
 @BOTH
 def test_a_small_step_lowers_the_loss_of_the_same_batch(training):
     training = with_train(training, learning_rate=1e-4, warmup_steps=0, cooling_steps=0)
-    run, video = start_run(training, torch.device("cpu")), draw_videos(training, source_of(training), 0)
+    run, video = fresh(training), draw_videos(training, source_of(training), 0)
     losses = [advance(run, video, training.train, default_loss())["loss"] for _ in range(4)]
     assert losses[-1] < losses[0]
 
@@ -190,7 +201,7 @@ def test_a_small_step_lowers_the_loss_of_the_same_batch(training):
 @BOTH
 def test_gradients_reach_every_weight(training):
     """Through the quantizer too, which is flat almost everywhere."""
-    run, video = start_run(training, torch.device("cpu")), draw_videos(training, source_of(training), 0)
+    run, video = fresh(training), draw_videos(training, source_of(training), 0)
     (unclamped_reconstruction(run.tokenizer, video) - video).abs().mean().backward()
     silent = [name for name, p in run.tokenizer.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     # What is added to every query and key alike, or to keys alone, the softmax does not see.
@@ -199,7 +210,7 @@ def test_gradients_reach_every_weight(training):
 
 def test_a_pixel_beyond_white_still_learns():
     """`decode` cuts off at 1; the training does not."""
-    run, video = start_run(CONTINUOUS, torch.device("cpu")), draw_videos(CONTINUOUS, source_of(CONTINUOUS), 0)
+    run, video = fresh(CONTINUOUS), draw_videos(CONTINUOUS, source_of(CONTINUOUS), 0)
     with torch.no_grad():
         run.tokenizer.decoder.conv_out.time.bias.fill_(9.0)
     back = unclamped_reconstruction(run.tokenizer, video)
@@ -234,7 +245,7 @@ def test_a_minute_part_of_a_training_brings_clips_it_never_saw_ten_decibels_near
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_changes_nothing():
-    run, video = start_run(CONTINUOUS, torch.device("cpu")), draw_videos(CONTINUOUS, source_of(CONTINUOUS), 0)
+    run, video = fresh(CONTINUOUS), draw_videos(CONTINUOUS, source_of(CONTINUOUS), 0)
     before = {name: tensor.clone() for name, tensor in run.tokenizer.state_dict().items()}
     broken = TokenizerLoss(lambda frames: [frames * math.nan], default_loss().flow, (1.0,))
     with pytest.raises(TrainingDiverged, match="step 1: loss is nan"):
@@ -251,6 +262,33 @@ def test_before_training_the_reconstruction_is_made_of_the_video():
         back = unclamped_reconstruction(tokenizer, video)
     assert 0.1 < back.std() < 2
     assert back.std(dim=0).mean() > 0.3 * back.std()
+
+
+def test_what_begins_as_wavelets_is_as_good_as_principal_components():
+    """To a third of a decibel, which the norms take: they see that not all frames have the same energy."""
+    source = source_of(LINEAR)
+    start = quality(fresh(LINEAR).tokenizer, source, chunk=4)["psnr"]
+    known = baselines(LINEAR, source)
+    assert abs(start - known["Haar-PCA"]) < 0.33
+    assert start > known["mean colour"] + 5
+
+
+def test_codes_that_begin_as_wavelets_say_more_than_the_mean_colour():
+    """Three numbers of 8, 5 and 5 levels for 2 x 2 x 2 pixels; random weights are ten decibels below."""
+    discrete = dataclasses.replace(LINEAR, network=dataclasses.replace(LINEAR.network, fsq_levels=(8, 5, 5)))
+    source = source_of(discrete)
+    found = quality(fresh(discrete).tokenizer, source, chunk=4)
+    assert found["psnr"] > baselines(discrete, source)["mean colour"] + 1.5
+    assert found["codes"] > 20
+
+
+def test_branches_that_begin_at_zero_learn_from_the_second_update_on():
+    """At the first only their last weights have a gradient."""
+    run, source = fresh(LINEAR), source_of(LINEAR)
+    for step in range(2):
+        advance(run, draw_videos(LINEAR, source, step), LINEAR.train, default_loss())
+    silent = [name for name, p in run.tokenizer.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert [name for name in silent if not name.endswith("to_k.bias")] == []
 
 
 # --- what it is trained on
@@ -289,6 +327,8 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing():
         (with_train(CONTINUOUS, gram=(0.0, -1.0)), "train.gram"),
         (with_train(CONTINUOUS, image_share=1.5), "train.image_share"),
         (with_train(CONTINUOUS, ema_std=0.3), "train.ema_std"),
+        (with_train(CONTINUOUS, start="wavelets"), "strides"),
+        (dataclasses.replace(LINEAR, network=dataclasses.replace(LINEAR.network, channels=6)), "at least 14"),
         (dataclasses.replace(CONTINUOUS, clip=ClipConfig(6, 16, 16)), "6 frames"),
         (dataclasses.replace(CONTINUOUS, clip=ClipConfig(5, 16, 18)), "width 18"),
         (dataclasses.replace(CONTINUOUS, clip=ClipConfig(9, 16, 16)), "latent_frames must be at least 5"),
@@ -322,7 +362,7 @@ def test_kept_latents_are_standardised_by_channel_and_frame(runs):
 
 def test_the_average_of_the_weights_is_kept_and_statistics_change_no_reconstruction(runs):
     training = CONTINUOUS
-    run, source = start_run(training, torch.device("cpu")), source_of(training)
+    run, source = fresh(training), source_of(training)
     for step in range(3):
         advance(run, draw_videos(training, source, step), training.train, default_loss())
     kept = averaged_tokenizer(run, training.network, source, chunk=2)
@@ -361,6 +401,35 @@ def test_a_model_is_trained_on_its_latents_and_keeps_it(runs, tmp_path):
     kept, again = load_tokenizer(tmp_path)
     assert kept == network
     assert all(torch.equal(tensor, tokenizer.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_the_command_trains_a_model_on_its_latents_and_generates_from_it(tmp_path, capsys):
+    """The preset's own tokenizer has another size and more channels: the model takes over the numbers of this one."""
+    tokenizer, model = tmp_path / "tokenizer", tmp_path / "model"
+    train_tokenizer(LINEAR, tokenizer, source_of(LINEAR), progress=False)
+    short = "--train.num-steps 2 --train.warmup-steps 1 --train.cooling-steps 1"
+    main(f"train --preset micro {short} --tokenizer-weights {tokenizer} --out {model}".split())
+    config = read_checkpoint(find_checkpoint(model), names=()).config
+    assert config.tokenizer == LINEAR.network and config.model.channels == 4
+    kept = [load_tokenizer(run)[1].state_dict() for run in (tokenizer, model)]
+    assert all(torch.equal(tensor, kept[1][name]) for name, tensor in kept[0].items())
+    main(["sample", "--weights", str(model), "--prompt", "a red marble", "--out", str(tmp_path / "clip.mp4")])
+    main(["tokenize", str(tmp_path / "clip.mp4"), "--weights", str(tokenizer), "--out", str(tmp_path / "out")])
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_a_model_is_not_trained_on_codes(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ending:
+        main(f"train --preset micro --tokenizer-weights {runs['DV-micro']} --out {tmp_path / 'model'}".split())
+    assert ending.value.code == 2 and "discrete" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_tokenizer_of_other_numbers_than_were_asked_for_is_refused(runs, tmp_path, capsys):
+    asked = "--tokenizer.levels 1 1 1 --tokenizer.channels 8 --model.channels 8"
+    with pytest.raises(SystemExit) as ending:
+        main(f"train --preset micro {asked} --tokenizer-weights {runs['CV-micro']} --out {tmp_path / 'model'}".split())
+    assert ending.value.code == 2 and "another than" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_a_tokenizer_is_no_model_to_sample_from(runs, tmp_path, capsys):
