@@ -48,7 +48,7 @@ from cosmos_ref.training.sources.shards import (
 )
 from cosmos_ref.video_io import IMAGE_FPS, find_images, find_videos
 
-SETTINGS, SKIPPED = "settings.json", "skipped.json"
+SETTINGS, SKIPPED, UNPACKED = "settings.json", "skipped.json", ".unpacked"
 FIT_CLIPS, FIT_BYTES, FIT_STREAM = 256, 2**28, 20
 """The most clips that a tokenizer is fitted to, the most bytes of them, and the stream that they are drawn from."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -114,7 +114,7 @@ def prepare(
         raise UserError(f"a shard cannot hold {clips_per_shard} clips: give at least 1")
     plans = _plan(config, max_memory)
     _check_out(out)
-    unpacked = out / ".unpacked"
+    unpacked = out / UNPACKED
     try:
         left_out = []
         if tars := find_tars(folder):
@@ -432,7 +432,8 @@ def _plan(config: Config, max_memory: float) -> dict[Bucket, Plan]:
 
 
 def _check_out(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / SETTINGS).is_file():
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if there - {UNPACKED} and not (out / SETTINGS).is_file():
         raise UserError(
             f"{out} holds something else: give a folder that is new, empty or begun by `cosmos-ref prepare`"
         )

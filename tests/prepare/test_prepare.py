@@ -294,6 +294,14 @@ def test_raw_tars_give_what_their_files_give(files, shards, tmp_path):
     assert not (tmp_path / "out" / ".unpacked").exists()
 
 
+def test_a_run_killed_while_it_unpacked_tars_is_begun_again(files, shards, tmp_path):
+    out = tmp_path / "out"
+    (out / ".unpacked").mkdir(parents=True)
+    (out / ".unpacked" / "0-000000.mp4").write_bytes(b"half of a video")
+    make(files, out)
+    assert contents(out) == contents(shards)
+
+
 def test_of_a_truncated_tar_what_comes_before_is_used(files, tmp_path):
     (tmp_path / "raw").mkdir()
     raw_tar(tmp_path / "raw" / "0.tar", files, ["b.mp4", "c.png", "a.mp4"])
