@@ -84,7 +84,7 @@ def run_recipe(
     for number, (stage, source) in enumerate(zip(stages, sources, strict=True), 1):
         before, folder = folder, out / f"{number}-{stage.name}"
         console.rule(f"[bold]{number}  {stage.name}", align="left")
-        if not is_finished(folder, stage.config):
+        if not is_finished(folder, stage.config, source):
             train(
                 stage.config,
                 folder,
@@ -110,11 +110,11 @@ def run_recipe(
     return out / REPORT
 
 
-def is_finished(folder: Path, config: Config) -> bool:
+def is_finished(folder: Path, config: Config, source: Source) -> bool:
     """Whether the training of a stage has done all its updates.
 
     Raises:
-        UserError: it was the training of another stage.
+        UserError: it was the training of another stage, or on other clips.
     """
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
@@ -124,6 +124,8 @@ def is_finished(folder: Path, config: Config) -> bool:
         return False
     if replace(checkpoint.config, sample=config.sample) != config:
         raise UserError(f"{folder} was trained with other settings than this stage has: give another --out")
+    if (before := checkpoint.state["source"]) != source.identity:
+        raise UserError(f"{folder} was trained on other clips ({before}, now {source.identity}): give another --out")
     return True
 
 

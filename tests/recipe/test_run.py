@@ -89,6 +89,14 @@ def test_a_stage_that_was_trained_otherwise_is_refused(finished):
         run_recipe((Stage("first", other), second), finished, world, held_out=4, progress=False)
 
 
+def test_a_stage_that_was_trained_on_other_clips_is_refused(finished):
+    def other(stage):
+        return WorldSource(stage.config.clip, "mixed", stage.config.train.seed)
+
+    with pytest.raises(UserError, match=r"1-first was trained on other clips \(world single"):
+        run_recipe(small_stages(), finished, other, held_out=4, progress=False)
+
+
 def test_both_domains_are_measured_on_the_same_noise_before_and_after(finished):
     for stage in small_stages():
         folder = next(finished.glob(f"*-{stage.name}"))
