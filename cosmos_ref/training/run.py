@@ -20,7 +20,7 @@ from cosmos_ref.tokenizer.build import build_tokenizer
 from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from cosmos_ref.training.checks import check_fitted
-from cosmos_ref.training.data import ImageStatistics, image_statistics
+from cosmos_ref.training.data import MIN_STD, ImageStatistics, image_statistics
 from cosmos_ref.training.ema import PowerEMA
 from cosmos_ref.training.initial import Initial
 from cosmos_ref.training.layout import Layout, OneProcess
@@ -100,7 +100,8 @@ def start_run(
     if config.data.image_share and initial is not None and initial.images is not None:
         images = ImageStatistics(**initial.images).to(layout.device)
     elif config.data.image_share and isinstance(source, ShardSource):
-        images = ImageStatistics(source.statistics["image.mean"], source.statistics["image.std"]).to(layout.device)
+        mean, std = (source.statistics[f"image.{name}"] for name in ("mean", "std"))
+        images = ImageStatistics(mean, std.clamp(min=MIN_STD)).to(layout.device)
     elif config.data.image_share:
         images = image_statistics(source, tokenizer, layout.device, chunk=config.train.batch_size)
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
@@ -150,20 +151,18 @@ def check_same_latents(tokenizer: Tokenizer, initial: Initial | None) -> None:
         )
 
 
-def resume_run(folder: Path, checkpoint: Checkpoint, config: Config, source: Source, layout: Layout) -> Run:
+def resume_run(folder: Path, checkpoint: Checkpoint, config: Config, layout: Layout) -> Run:
     """The run as it was when the checkpoint was written, by however many processes; each reads what it will keep.
 
     Args:
         folder: the checkpoint.
-        checkpoint: what was read of it: configuration and state.
+        checkpoint: what was read of it: configuration and state, which `check_same` has seen.
         config: what is trained.
-        source: the clips.
         layout: the processes.
 
     Raises:
-        UserError: the checkpoint is of another configuration or other data, is damaged, or its tensors do not fit.
+        UserError: the checkpoint is damaged, or its tensors do not fit.
     """
-    check_same(checkpoint, config, source)
     if (threads := checkpoint.state["threads"]) != torch.get_num_threads() and layout.rank == 0:
         say(f"the run had {threads} thread(s), now {torch.get_num_threads()}: the same only up to rounding")
     denoiser, uncertainty = build_denoiser(config), build_uncertainty(config)

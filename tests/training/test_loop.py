@@ -18,6 +18,7 @@ from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
 from cosmos_ref.tokenizer.build import build_tokenizer
 from cosmos_ref.training.data import make_batch
+from cosmos_ref.training.layout import OneProcess
 from cosmos_ref.training.log import TrainingLog, running_mean
 from cosmos_ref.training.loop import train
 from cosmos_ref.training.sources import WorldSource
@@ -195,10 +196,42 @@ def test_resuming_with_other_settings_is_refused_and_lists_them(undisturbed):
     ]
 
 
-def test_resuming_with_other_data_is_refused(undisturbed):
+def test_resuming_with_other_data_is_refused(undisturbed, monkeypatch):
+    """Before any process begins to read weights with the others, who may have the right data."""
+    monkeypatch.setattr("cosmos_ref.training.loop.resume_run", None)
     single = WorldSource(CONFIG.clip, "single", CONFIG.train.seed)
     with pytest.raises(UserError, match="data: world mixed, seed 0, now world single, seed 0"):
         train(CONFIG, undisturbed, single, resume=True, progress=False)
+
+
+class Alike(OneProcess):
+    """As if 257 processes brought the same numbers, whose sum is rounded after each."""
+
+    def mean(self, value):
+        total = torch.zeros_like(value)
+        for _ in range(257):
+            total += value
+        return total / 257
+
+
+class Unlike(OneProcess):
+    """As if there were another process, with other clips."""
+
+    def mean(self, value):
+        return value + torch.tensor([0.0, 0.5])
+
+
+def test_late_in_a_training_many_processes_still_find_that_they_see_the_same(undisturbed, tmp_path):
+    """In float32 the sum of their steps would not be exact."""
+    found = read_checkpoint(find_checkpoint(undisturbed))
+    state = {**found.state, "step": 1_000_003}
+    last = save_checkpoint(tmp_path / "checkpoints" / "step_1000003", found.config, found.tensors, state)
+    assert train(CONFIG, tmp_path, undisturbed_source(), layout=Alike(), resume=True, progress=False) == last
+
+
+def test_processes_with_other_clips_are_refused(tmp_path):
+    with pytest.raises(UserError, match="not all processes see the same clips"):
+        train(CONFIG, tmp_path, undisturbed_source(), layout=Unlike(), progress=False)
 
 
 def test_how_often_checkpoints_are_written_may_change(undisturbed, tmp_path):
