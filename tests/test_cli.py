@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from safetensors.torch import load_file
 
 from cosmos_ref.cli import main
 from cosmos_ref.config import TOKENIZERS
+from cosmos_ref.errors import UserError
 from cosmos_ref.traceability import EQUATIONS
+from cosmos_ref.training.layout import OneProcess
 from cosmos_ref.video_io import read_clip, write_video
 from tests.interop.files import CODER, DISCRETE, write_jit
 
@@ -336,8 +339,30 @@ def test_numbers_that_contradict_each_other_are_refused(tmp_path, capsys):
         ("--train.eps -1", "train.eps is -1"),
         ("--train.weight-decay -1", "train.weight_decay is -1"),
         ("--device warp", "'warp'"),
+        ("--peak -3", "--peak -3"),
+        ("--held-out -3", "--held-out -3"),
+        ("--prompt ball", "for the stages of a --recipe"),
+        ("--recipe toy", "--preset micro and --recipe toy"),
+        ("--parallel.cp 0", "--parallel.cp 0"),
+        ("--parallel.ulysses 2", "--parallel.ulysses 2"),
+        ("--parallel.cp 3", "--nproc-per-node 3"),
     ],
 )
 def test_a_number_that_nothing_can_be_built_from_is_refused_before_training(tmp_path, capsys, options, says):
     assert says in refused(capsys, "train", "--preset", "micro", "--out", tmp_path / "run", *options.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", ["--data missing", "--tokenizer-weights missing", "--recipe toy --data missing"])
+def test_what_one_process_cannot_open_all_are_told(tmp_path, capsys, monkeypatch, options):
+    """Else it would end without a word, where another one speaks for all."""
+    told = []
+
+    class Told(OneProcess):
+        def agree(self, error):
+            told.append(error)
+
+    monkeypatch.setattr("cosmos_ref.commands.train.chosen_layout", lambda *arguments: nullcontext(Told()))
+    preset = [] if "--recipe" in options else ["--preset", "micro"]
+    assert "missing" in refused(capsys, "train", *preset, "--out", tmp_path / "run", *options.split())
+    assert isinstance(told[-1], UserError)

@@ -83,21 +83,20 @@ class Train:
 
     def run(self) -> None:
         """Train."""
+        self.check()
         if self.recipe is not None:
             return self.run_recipe()
-        from cosmos_ref.training.loop import train
+        from cosmos_ref.training.loop import together, train
 
         config = Config(name=self.preset, **{name: getattr(self, name) for name in SECTIONS})
         if self.tokenizer_weights is not None and self.tokenizer == preset_called(self.preset).tokenizer:
             config = with_tokenizer_of(self.tokenizer_weights, config)
         with chosen_layout(self.parallel, config, self.device) as layout:
-            tokenizer = None
-            if self.tokenizer_weights is not None:
-                tokenizer = read_tokenizer(self.tokenizer_weights, config, layout.device, self.allow_torchscript)
+            tokenizer = together(layout, partial(self.given_tokenizer, config, layout.device))
             checkpoint = train(
                 config,
                 self.out,
-                self.source(config),
+                together(layout, partial(self.source, config)),
                 layout=layout,
                 initial=self.initial,
                 tokenizer=tokenizer,
@@ -112,6 +111,7 @@ class Train:
     def run_recipe(self) -> None:
         """Train stage after stage."""
         from cosmos_ref.recipe.run import run_recipe
+        from cosmos_ref.training.loop import together
         from cosmos_ref.training.stages import recipe
 
         assert self.recipe is not None
@@ -123,10 +123,7 @@ class Train:
                 "other numbers are single trainings, each with --initial of the one before"
             )
         with chosen_layout(self.parallel, stages[0].config, self.device) as layout:
-            tokenizer = None
-            if self.tokenizer_weights is not None:
-                config = stages[0].config
-                tokenizer = read_tokenizer(self.tokenizer_weights, config, layout.device, self.allow_torchscript)
+            tokenizer = together(layout, partial(self.given_tokenizer, stages[0].config, layout.device))
             page = run_recipe(
                 stages,
                 self.out,
@@ -137,9 +134,37 @@ class Train:
                 held_out=self.held_out,
                 prompts=self.prompt,
                 t5_folder=self.t5,
+                peak_tflops=self.peak,
             )
             if layout.rank == 0:
                 Console().print(f"{page if page.is_file() else self.out}: all stages are done", soft_wrap=True)
+
+    def check(self) -> None:
+        """Refuse numbers that mean nothing, and options that would do nothing.
+
+        Raises:
+            UserError: there are some.
+        """
+        if self.peak is not None and not self.peak > 0:
+            raise UserError(f"--peak {self.peak:g} is no number of TFLOP/s: give one above 0")
+        if self.held_out < 0:
+            raise UserError(f"--held-out {self.held_out} is no number of clips: give 0 for none, or more")
+        if self.recipe is None and (self.prompt or self.held_out != Train.held_out):
+            raise UserError("--prompt and --held-out are for the stages of a --recipe: leave them out, or give one")
+        if self.recipe is not None and self.preset != Train.preset:
+            raise UserError(
+                f"--preset {self.preset} and --recipe {self.recipe} both have all numbers: give one of them"
+            )
+
+    def given_tokenizer(self, config: Config, device: "torch.device") -> "Tokenizer | None":
+        """The tokenizer that was given, if one was.
+
+        Raises:
+            UserError: it cannot be read, or is another than the configuration's.
+        """
+        if self.tokenizer_weights is None:
+            return None
+        return read_tokenizer(self.tokenizer_weights, config, device, self.allow_torchscript)
 
     def source(self, config: Config, stage: str = "") -> "Source":
         """The clips; of a stage those in the data's folder of its name, where there is one."""
@@ -166,6 +191,7 @@ def chosen_layout(parallel: ParallelConfig, config: Config, device: str) -> Iter
             yield ManyProcesses(parallel, config.model.num_heads, own, config.train.precision)
         return
     from cosmos_ref.distributed.fsdp import prepare_blocks
+    from cosmos_ref.distributed.mesh import split_processes
     from cosmos_ref.training.layout import OneProcess
 
     asked = max(parallel.world, parallel.replicate * parallel.cp)
@@ -174,6 +200,7 @@ def chosen_layout(parallel: ParallelConfig, config: Config, device: str) -> Iter
             f"--parallel asks for {asked} processes, and this is one: start it by `torchrun --nproc-per-node {asked} "
             "-m cosmos_ref.cli train ...`"
         )
+    split_processes(parallel, 1, config.model.num_heads)
     yield OneProcess(device, place=partial(prepare_blocks, parallel=parallel))
 
 

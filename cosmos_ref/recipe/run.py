@@ -30,7 +30,7 @@ from cosmos_ref.tokenizer.build import build_tokenizer
 from cosmos_ref.training.data import ImageStatistics, draw_batch
 from cosmos_ref.training.initial import load_initial
 from cosmos_ref.training.layout import Layout, OneProcess
-from cosmos_ref.training.loop import train
+from cosmos_ref.training.loop import together, train
 from cosmos_ref.training.run import Tokenizer
 from cosmos_ref.training.sources import Domain, Source
 from cosmos_ref.training.stages import Stage
@@ -57,6 +57,7 @@ def run_recipe(
     prompts: Sequence[str] = (),
     progress: bool = True,
     t5_folder: Path | None = None,
+    peak_tflops: float | None = None,
 ) -> Path:
     """Run or resume all stages and return the page about them.
 
@@ -74,12 +75,13 @@ def run_recipe(
         prompts: what to generate after each stage; without any, captions of held-out clips.
         progress: show progress.
         t5_folder: the text encoder, if the stages use T5.
+        peak_tflops: what a process's device can do at most, for MFU; None looks the GPU up.
 
     Raises:
         UserError: a stage cannot be trained, or the folder holds another recipe.
     """
     out, layout = Path(out), layout or OneProcess()
-    sources = [source_of(stage) for stage in stages]
+    sources = together(layout, lambda: [source_of(stage) for stage in stages])
     console, folder, results = Console(quiet=not progress or layout.rank > 0), initial, []
     for number, (stage, source) in enumerate(zip(stages, sources, strict=True), 1):
         before, folder = folder, out / f"{number}-{stage.name}"
@@ -95,6 +97,7 @@ def run_recipe(
                 resume=bool(list_checkpoints(folder)),
                 progress=progress,
                 t5_folder=t5_folder,
+                peak_tflops=peak_tflops,
             )
         if held_out and layout.rank == 0:
             if not (folder / MEASURES).is_file():

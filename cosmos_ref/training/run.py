@@ -25,7 +25,7 @@ from cosmos_ref.training.ema import PowerEMA
 from cosmos_ref.training.initial import Initial
 from cosmos_ref.training.layout import Layout, OneProcess
 from cosmos_ref.training.optimizer import begin_moments, build_optimizer, optimizer_tensors
-from cosmos_ref.training.sources import ShardSource, Source
+from cosmos_ref.training.sources import ShardSource, Source, domains_of
 
 TOKENIZER_CLIPS = range(2**39, 2**39 + 256)
 """Numbers of the clips the tokenizer is fitted on; no training sample comes so far."""
@@ -127,7 +127,8 @@ def start_tokenizer(config: Config, source: Source, initial: Initial | None, giv
         check_fitted(config)
         clip = config.clip
         fitting = max(1, FIT_BYTES // (12 * clip.frames * clip.height * clip.width))
-        video = source.clips(TOKENIZER_CLIPS[:fitting]).video
+        domain, *_ = domains_of(config.data)  # videos, but where a training sees none
+        video = source.clips(TOKENIZER_CLIPS[:fitting], domain).video
         assert isinstance(config.tokenizer, HaarPCAConfig) and video is not None, "who has latents has their tokenizer"
         tokenizer = HaarPCATokenizer.fit(config.tokenizer, video)
     return tokenizer.requires_grad_(False).eval()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cosmos_ref.checkpoint import find_checkpoint, list_checkpoints, load_strict, read_checkpoint, save_checkpoint
-from cosmos_ref.config import PRESETS, ConvTokenizerConfig
+from cosmos_ref.config import PRESETS, ConvTokenizerConfig, DataConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.model.initialization import build_denoiser
 from cosmos_ref.tokenizer.build import build_tokenizer
@@ -355,6 +355,18 @@ IMAGES = dataclasses.replace(
     changed(CONFIG, micro_batch=2, ema_stds=(0.1, 0.05), video_noise_shift=True),
     data=dataclasses.replace(CONFIG.data, image_share=0.3),
 )
+
+
+def test_a_training_on_images_alone_asks_for_no_video(tmp_path):
+    """Not even for its tokenizer: a folder of images has none."""
+    config = dataclasses.replace(changed(CONFIG, num_steps=1), data=DataConfig(image_share=1.0))
+    source, domains = undisturbed_source(config), set()
+    simulated = source.clips
+    source.clips = lambda indices, domain="video", bucket=None: (
+        domains.add(domain) or simulated(indices, domain, bucket)
+    )
+    train(config, tmp_path, source, progress=False)
+    assert domains == {"image"}
 
 
 def test_a_training_with_images_is_resumed_to_the_bit(tmp_path):
