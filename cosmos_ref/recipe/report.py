@@ -28,6 +28,13 @@ class Result:
     measures: dict[str, dict[str, list[float]]]
     """By domain: `sigma`, and there the error `before` and `after`, and the `uncertainty`."""
     films: Sequence[Film]
+    are_new: bool
+    """Whether the clips that were measured were not trained on."""
+
+    @property
+    def measured_on(self) -> tuple[str, str]:
+        """What clips were measured, in English and Portuguese."""
+        return ("held-out", "reservados") if self.are_new else ("training", "de treino")
 
     def mean(self, domain: str, when: str) -> float:
         """Weighted error on held-out clips, mean over the noise levels."""
@@ -43,20 +50,21 @@ class Result:
 def summary(result: Result) -> str:
     """One line for the terminal: how far the error on held-out clips fell."""
     parts = [f"{d}s {result.mean(d, 'before'):.3f} -> {result.mean(d, 'after'):.3f}" for d in result.measures]
-    return f"λL on held-out {', '.join(parts)} in {result.seconds:.0f} s of training"
+    return f"λL on {result.measured_on[0]} {', '.join(parts)} in {result.seconds:.0f} s of training"
 
 
 def page(results: Sequence[Result], described: dict[str, dict[str, Any]]) -> str:
     """The whole page."""
     total = sum(result.seconds for result in results)
     first, last = results[0], results[-1]
+    on, pt = last.measured_on
     parts = [
         f"<header>{switch()}<h1>{both('The whole recipe', 'A receita inteira')}</h1>"
         + paragraph(
             f"{len(results)} stages, as Cosmos was trained: each starts from the weights of the one before. "
-            "Held-out clips are measured with the same noise at the start of a stage and after it.",
+            f"{on.capitalize()} clips are measured with the same noise at the start of a stage and after it.",
             f"{len(results)} etapas, como o Cosmos foi treinado: cada uma começa com os pesos da anterior. "
-            "Clipes reservados são medidos com o mesmo ruído no início da etapa e depois dela.",
+            f"Clipes {pt} são medidos com o mesmo ruído no início da etapa e depois dela.",
             "lead",
         )
         + "</header>",
@@ -64,8 +72,8 @@ def page(results: Sequence[Result], described: dict[str, dict[str, Any]]) -> str
             (f"{total / 60:.1f} min", "of training, all stages", "de treino, todas as etapas"),
             (
                 f"{first.mean('video', 'before'):.2f} → {last.mean('video', 'after'):.2f}",
-                "λL on held-out videos, untrained and in the end",
-                "λL em vídeos reservados, sem treino e no fim",
+                f"λL on {on} videos, untrained and in the end",
+                f"λL em vídeos {pt}, sem treino e no fim",
             ),
             (
                 f"{sum(r['clips_per_second'] * r['seconds'] for x in results for r in x.records):,.0f}",
@@ -120,10 +128,10 @@ def _tokens(config: Config) -> int:
 
 
 def _stage(result: Result, number: int) -> str:
-    video2world = result.stage.config.model.video2world
+    video2world, (on, pt) = result.stage.config.model.video2world, result.measured_on
     shown = (
-        ("Left a held-out clip, right what the model makes of its first frames.",
-         "À esquerda um clipe reservado; à direita, o que o modelo faz dos primeiros quadros.")
+        (f"Left a clip ({on}), right what the model makes of its first frames.",
+         f"À esquerda um clipe ({pt}); à direita, o que o modelo faz dos primeiros quadros.")
         if video2world
         else ("Clips from a sentence alone.", "Clipes só a partir de uma frase.")
     )  # fmt: skip
@@ -137,9 +145,9 @@ def _stage(result: Result, number: int) -> str:
         )
         + plot(
             _over_sigma(result),
-            "<b>On held-out clips.</b> Dashed at the start of this stage, solid after it; dots are e<sup>u</sup>, what "
+            f"<b>On {on} clips.</b> Dashed at the start of this stage, solid after it; dots are e<sup>u</sup>, what "
             "the model itself expects.",
-            "<b>Em clipes reservados.</b> Tracejado no início desta etapa, contínuo depois; os pontos são "
+            f"<b>Em clipes {pt}.</b> Tracejado no início desta etapa, contínuo depois; os pontos são "
             "e<sup>u</sup>, o que o próprio modelo espera.",
         )
         + "</div>"

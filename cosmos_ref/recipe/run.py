@@ -32,12 +32,13 @@ from cosmos_ref.training.initial import load_initial
 from cosmos_ref.training.layout import Layout, OneProcess
 from cosmos_ref.training.loop import together, train
 from cosmos_ref.training.run import Tokenizer
-from cosmos_ref.training.sources import Domain, Source
+from cosmos_ref.training.sources import Domain, Source, WorldSource
 from cosmos_ref.training.stages import Stage
 from cosmos_ref.video_io import write_video
 
 HELD_OUT = 2**39 + 2**20
-"""Numbers of held-out clips from here on; no training sample comes so far, nor what tokenizers are fitted on."""
+"""Numbers of held-out clips from here on; no training sample comes so far, nor what tokenizers are fitted on. In the
+simulated world each number is a scene of its own; of files it is another draw from the same, and the page says so."""
 QUANTILES = (-1.28, -0.52, 0.0, 0.52, 1.28)
 """Noise levels to measure at, in deviations of their logarithm: the middles of five equally likely parts."""
 SHOWN = 3
@@ -102,6 +103,7 @@ def run_recipe(
         if held_out and layout.rank == 0:
             if not (folder / MEASURES).is_file():
                 measures = measure(stage.config, folder, before, source, held_out, t5_folder)
+                measures["are_new"] = isinstance(source, WorldSource)
                 measures["films"] = show(stage.config, folder, source, prompts, progress, t5_folder)
                 _write_json(folder / MEASURES, measures)
             results.append(_result(stage, folder))
@@ -215,8 +217,9 @@ def _result(stage: Stage, folder: Path) -> Result:
     """What the page says of a finished stage."""
     measures = json.loads((folder / MEASURES).read_text(encoding="utf-8"))
     films = [Film(folder / film["file"], film["caption"]) for film in measures.pop("films")]
+    are_new = measures.pop("are_new")
     records = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    return Result(stage, records, measures, films)
+    return Result(stage, records, measures, films, are_new)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -27,7 +27,8 @@ def build_optimizer(denoiser: nn.Module, uncertainty: nn.Module, config: TrainCo
     """AdamW over both modules.
 
     Only the matrices of the denoiser's linear layers decay. Norms and position tables do not: zero is no natural value
-    for a scale, and positions are normalised anyway. Nor does u(sigma), whose size is its meaning.
+    for a scale, and positions are normalised anyway. Nor does u(sigma), whose size is its meaning. Nor do adapters: few
+    as their numbers are, the rank limits them; so in a training of adapters nothing decays.
     """
     trained = [p for p in [*denoiser.parameters(), *uncertainty.parameters()] if p.requires_grad]
     matrices = {id(module.weight) for module in denoiser.modules() if isinstance(module, nn.Linear)}

@@ -8,12 +8,14 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from cosmos_ref import worlds
 from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
 from cosmos_ref.config import PRESETS, ClipConfig, DataConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.recipe.run import MEASURES, levels, run_recipe
-from cosmos_ref.training.sources import WorldSource
+from cosmos_ref.training.sources import WorldSource, open_source
 from cosmos_ref.training.stages import Stage, grown
+from cosmos_ref.video_io import write_video
 
 MICRO = PRESETS["micro"]
 STEPS = 6
@@ -137,3 +139,15 @@ def test_the_page_shows_every_stage_with_its_own_numbers_and_clips(finished):
             values = measures["video"][when]
             assert f"{sum(values) / len(values):.3f}" in text, (stage.name, when)
     assert page.videos == 2 * 3
+
+
+def test_only_clips_that_were_not_trained_on_are_called_held_out(finished, tmp_path):
+    """Of a folder every file is trained on."""
+    stage, *_ = small_stages()
+    config = dataclasses.replace(stage.config, train=dataclasses.replace(stage.config.train, num_steps=1))
+    video = worlds.simulate([1], frames=9, height=16, width=16, kind="single").video[0]
+    write_video(tmp_path / "files" / "clip.mp4", video, 24)
+    stages = (Stage("first", config),)
+    run_recipe(stages, tmp_path, lambda stage: open_source(tmp_path / "files", config), held_out=2, progress=False)
+    pages = ["".join(Text((folder / "report.html").read_text()).words).lower() for folder in (finished, tmp_path)]
+    assert ["held-out" in page or "reservado" in page for page in pages] == [True, False]

@@ -4,10 +4,12 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
 
 from cosmos_ref.config import BUCKETS, latent_shape
 from cosmos_ref.equations.costs import tokens
 from cosmos_ref.errors import UserError
+from cosmos_ref.prepare.measures import sharpness
 from cosmos_ref.training.stages import RECIPES, grown, recipe
 
 PAPER = ["7b", "14b"]
@@ -83,3 +85,13 @@ def test_toy_buckets_have_about_as_many_pixels_each(name):
 def test_an_unknown_recipe_names_those_there_are():
     with pytest.raises(UserError, match=r"'soup'.*toy, 7b, 14b"):
         recipe("soup")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_cooling_down_leaves_out_what_is_blurred(name):
+    """Squares of 32 pixels, sharp and blurred over 21 pixels."""
+    squares = torch.rand(3, 1, 11, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    sharp = squares.repeat_interleave(32, 2).repeat_interleave(32, 3)
+    blurred = torch.nn.functional.avg_pool2d(sharp, 21, stride=1)
+    least = next(stage for stage in recipe(name) if stage.name == "cooling-down").config.data.min_sharpness
+    assert sharpness(blurred) < least < sharpness(sharp)
