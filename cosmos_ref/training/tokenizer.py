@@ -129,12 +129,15 @@ class TokenizerTraining:
         )
 
 
-_TINY = ConvTokenizerConfig(
-    strides=((1, 2), (1, 1)),
-    encoder_widths=(64, 96, 96, 96),
-    decoder_widths=(96, 96, 96, 64),
-    num_blocks=1,
-    latent_frames=3,
+_TINY = ConvTokenizerConfig(strides=(), encoder_widths=(48, 48), decoder_widths=(48, 48), num_blocks=1, latent_frames=3)
+_SMALL = TokenizerTrainConfig(
+    start="wavelets",
+    num_steps=1200,
+    stage_2=1000,
+    learning_rate=1e-3,
+    warmup_steps=50,
+    cooling_steps=1100,
+    betas=(0.9, 0.99),
 )
 _LARGE = TokenizerTrainConfig(
     num_steps=1_000_000,
@@ -146,8 +149,8 @@ _LARGE = TokenizerTrainConfig(
 )
 
 TOKENIZER_TRAININGS: dict[str, TokenizerTraining] = {
-    "CV-tiny": TokenizerTraining("CV-tiny", _TINY),
-    "DV-tiny": TokenizerTraining("DV-tiny", dataclasses.replace(_TINY, channels=32, fsq_levels=(8, 8, 8, 5, 5, 5))),
+    "CV-tiny": TokenizerTraining("CV-tiny", _TINY, train=_SMALL),
+    "DV-tiny": TokenizerTraining("DV-tiny", dataclasses.replace(_TINY, fsq_levels=(8, 8, 8, 5, 5, 5)), train=_SMALL),
     **{
         name: TokenizerTraining(name, network, ClipConfig(121 if name == "CV8x8x8" else 49, 256, 256), train=_LARGE)
         for name, network in TOKENIZERS.items()

@@ -85,7 +85,7 @@ def begin_as_wavelets(tokenizer: ConvTokenizer, network: ConvTokenizerConfig, vi
     """
     levels, kept = network.patch_levels, _kept(network)
     pairs = min(*network.encoder_widths, *network.decoder_widths) // 2 - 1
-    axes = HaarPCATokenizer.fit(HaarPCAConfig((levels,) * 3, min(pairs, 3 * 8**levels)), video)
+    axes = HaarPCATokenizer.fit(HaarPCAConfig((levels, levels, levels), min(pairs, 3 * 8**levels)), video)
     # What a latent is to be: the mean and deviation of later latent frames, of which a clip has most.
     mean, std = axes.mean[1, :kept], axes.std[1, :kept]
     size = (axes.mean[1].square() + axes.std[1].square()).sum().sqrt()
