@@ -6,7 +6,7 @@ sample, everything else is in the checkpoint, and torch's CPU kernels are asked 
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -153,6 +153,7 @@ def train(
         last = checkpoints[-1] if checkpoints else None
         ahead = max(READ_AHEAD, len(parts(run.step)))
         with (
+            closing(log) if log else nullcontext(),
             progress_bar(config, run.step, progress and first) as show,
             read_ahead(read_parts(run.step), ahead) as clips,
         ):
@@ -176,10 +177,8 @@ def train(
                         log.draw()
                 if stop:
                     break
-        if log:
-            log.close()
-            if log.records:
-                write_report(config, log.records, out / "report.html")
+        if log and log.records:
+            write_report(config, log.records, out / "report.html")
     assert last is not None
     if run.step < config.train.num_steps:
         message = f"stopped after step {run.step} of {config.train.num_steps}, saved as {last}: go on with --resume"

@@ -103,7 +103,8 @@ def start_run(
         mean, std = (source.statistics[f"image.{name}"] for name in ("mean", "std"))
         images = ImageStatistics(mean, std.clamp(min=MIN_STD)).to(layout.device)
     elif config.data.image_share:
-        images = image_statistics(source, tokenizer, layout.device, chunk=config.train.batch_size)
+        chunk = config.train.micro_batch or config.train.batch_size
+        images = image_statistics(source, tokenizer, layout.device, chunk)
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
     emas = {std: PowerEMA(denoiser, std) for std in config.train.ema_stds}
     return Run(denoiser, uncertainty, optimizer, emas, tokenizer, images)

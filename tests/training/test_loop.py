@@ -260,7 +260,11 @@ def test_a_checkpoint_without_moments_is_not_resumed(undisturbed, tmp_path):
         train(CONFIG, tmp_path, undisturbed_source(), resume=True, progress=False)
 
 
-def test_a_diverged_run_stops_before_it_spoils_its_weights(tmp_path):
+def test_a_diverged_run_stops_before_it_spoils_its_weights(tmp_path, monkeypatch):
+    """And closes its log: what TensorBoard was told last is on the disk."""
+    closed = []
+    monkeypatch.setattr("cosmos_ref.training.log.TrainingLog.close", lambda log: closed.append(log.records[-1]["step"]))
+
     class Broken(WorldSource):
         def clips(self, indices, domain="video", bucket=None):
             clips = super().clips(indices, domain, bucket)
@@ -271,6 +275,7 @@ def test_a_diverged_run_stops_before_it_spoils_its_weights(tmp_path):
     with pytest.raises(TrainingDiverged, match=r"step 6: loss is nan.*clips of video samples 20, 21, 22, 23 are not"):
         train(CONFIG, tmp_path, Broken(CONFIG.clip, "mixed", 0), progress=False)
     assert read_checkpoint(find_checkpoint(tmp_path)).state["step"] == 4
+    assert closed == [5]
 
 
 def test_a_configuration_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
