@@ -1,12 +1,14 @@
 """What `cosmos-ref sample` and `tokenize` do: find the parts of a model, plan the memory, work, write."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +17,8 @@ from cosmos_ref.blocks.lora import merge_lora
 from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
 from cosmos_ref.conditioning.text import build_text_encoder
 from cosmos_ref.conditioning.text_table import TextTable
-from cosmos_ref.config import Config, latent_shape, preset
+from cosmos_ref.config import Config, ParallelConfig, latent_shape, preset
+from cosmos_ref.distributed import layout as layouts
 from cosmos_ref.doctor import memory
 from cosmos_ref.equations.causal import clip_length
 from cosmos_ref.errors import UserError
@@ -39,7 +42,24 @@ Progress = Callable[[Iterable], Iterable]
 
 
 def generate(request: "Request", console: Console, progress: Progress) -> None:
-    """Make a clip and write it.
+    """Make a clip and write it; the processes that torchrun started share its tokens, and the first one writes.
+
+    Raises:
+        UserError: something that was asked for cannot be had.
+    """
+    if "RANK" not in os.environ:
+        return generate_on(find_device(request.device), request, console, progress)
+    with layouts.joined(request.device) as device:
+        if dist.get_rank() == 0:
+            generate_on(device, request, console, progress)
+        else:
+            generate_on(device, request, Console(quiet=True), iter, writes=False)
+
+
+def generate_on(
+    device: torch.device, request: "Request", console: Console, progress: Progress, writes: bool = True
+) -> None:
+    """Make a clip on a device, together with the other processes that have joined, if there are any.
 
     Raises:
         UserError: something that was asked for cannot be had.
@@ -54,7 +74,6 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
         raise UserError("--given counts the frames to use of --frames, and there are none")
     if request.clips < 1:
         raise UserError(f"{request.clips} clips cannot be made: give 1, or more to go on")
-    device = find_device(request.device)
     budget = memory_budget(request.max_memory, device)
     offload = "none" if request.offload == device.type else request.offload  # what works there cannot wait there
     config, load, weights = parts_of(request, device)
@@ -71,14 +90,34 @@ def generate(request: "Request", console: Console, progress: Progress) -> None:
     if plan.tokenizer is not None:
         console.print(f"{pieces_line(plan.tokenizer, config)}.", soft_wrap=True)
     check_memory(plan, budget)
+    if dist.is_initialized():
+        load["denoiser"] = sharing_tokens(load["denoiser"], config, device)
     model = WorldModel(config, load, device, offload, plan.tokenizer)
     model.load_all()
     video = make(model, request, given, progress)
     if not torch.isfinite(video).all():
         raise UserError(f"what {config.name} made is not finite: try --precision fp32, or guidance nearer 0")
-    write_video(request.out, video[0], config.clip.fps)
+    if writes:
+        write_video(request.out, video[0], config.clip.fps)
     _, frames, height, width = video[0].shape
     console.print(f"{request.out}: {frames} frames of {height}x{width} at {config.clip.fps:g} fps", soft_wrap=True)
+
+
+def sharing_tokens(load: Callable[[], Denoiser], config: Config, device: torch.device) -> Callable[[], Denoiser]:
+    """What loads a denoiser, all of it in every process, and lets each compute its part of a clip's tokens.
+
+    Raises:
+        UserError: there is another number of processes than can share them.
+    """
+    everyone = ParallelConfig(cp=dist.get_world_size())
+    layout = layouts.ManyProcesses(everyone, config.model.num_heads, device, spread_weights=False)
+
+    def load_and_place() -> Denoiser:
+        denoiser = load()
+        layout.place(denoiser)
+        return denoiser
+
+    return load_and_place
 
 
 def parts_of(

@@ -1,14 +1,19 @@
+import contextlib
 import copy
 from dataclasses import replace
 
 import torch
 
+from cosmos_ref import cli
+from cosmos_ref.checkpoint import save_checkpoint
 from cosmos_ref.config import ParallelConfig
 from cosmos_ref.distributed import fsdp
+from cosmos_ref.distributed import layout as layouts
 from cosmos_ref.distributed.layout import ManyProcesses
 from cosmos_ref.pipelines.text2world import text2world
 from cosmos_ref.pipelines.video2world import video2world
 from cosmos_ref.pipelines.world_model import in_memory
+from cosmos_ref.video_io import read_clip, write_video
 from tests.distributed.cases import CPU
 from tests.pipelines.micro import micro, moving_waves
 from tests.ranks import run_ranks
@@ -70,3 +75,22 @@ def new_weights_are_sampled_from():
 
 def test_weights_written_later_are_those_sampled_from():
     run_ranks(new_weights_are_sampled_from, 2)
+
+
+def sample_by_command(weights, out, frames):
+    layouts.joined = lambda device: contextlib.nullcontext(torch.device(device))  # run_ranks has
+    cli.main(["sample", "--weights", str(weights), "--out", str(out), "--frames", str(frames), "--prompt", "a wave"])
+
+
+def test_the_command_makes_the_same_clip_with_any_number_of_processes(tmp_path):
+    """To one grey level, and one more where it is rounded."""
+    model = micro()
+    groups = {"model": model.denoiser.state_dict(), "tokenizer": model.tokenizer.state_dict()}
+    weights = save_checkpoint(tmp_path / "weights", model.config, groups, {"step": 1})
+    frames = write_video(tmp_path / "given.png", moving_waves(3, clips=1, frames=1)[0], 24)
+    cli.main(["sample", "--weights", str(weights), "--out", str(tmp_path / "one.gif"), "--frames", str(frames),
+              "--prompt", "a wave"])  # fmt: skip
+    run_ranks(sample_by_command, 2, weights, tmp_path / "two.gif", frames)
+    one, two = (read_clip(tmp_path / name).video for name in ("one.gif", "two.gif"))
+    assert one.std() > 0.1
+    torch.testing.assert_close(two, one, rtol=0, atol=2 * 2 / 255)
