@@ -150,7 +150,11 @@ _LARGE = TokenizerTrainConfig(
 
 TOKENIZER_TRAININGS: dict[str, TokenizerTraining] = {
     "CV-tiny": TokenizerTraining("CV-tiny", _TINY, train=_SMALL),
-    "DV-tiny": TokenizerTraining("DV-tiny", dataclasses.replace(_TINY, fsq_levels=(8, 8, 8, 5, 5, 5)), train=_SMALL),
+    "DV-tiny": TokenizerTraining(
+        "DV-tiny",
+        dataclasses.replace(_TINY, fsq_levels=(8, 8, 8, 5, 5, 5)),
+        train=dataclasses.replace(_SMALL, num_steps=600, stage_2=500, cooling_steps=550, learning_rate=5e-4),
+    ),
     **{
         name: TokenizerTraining(name, network, ClipConfig(121 if name == "CV8x8x8" else 49, 256, 256), train=_LARGE)
         for name, network in TOKENIZERS.items()
