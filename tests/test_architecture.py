@@ -22,7 +22,8 @@ FLOORS = {
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 TOP = max(FLOORS)  # the command line starts the demo: only up here may neighbours know each other
-HEAVY = {"diffusers", "transformers", "onnx", "onnxruntime", "tensorrt", "matplotlib", "av", "rich", "tyro", "webdataset", "peft"}
+HEAVY = {"diffusers", "transformers", "onnx", "onnxruntime", "tensorrt"}
+HEAVY |= {"matplotlib", "av", "rich", "tyro", "webdataset", "peft"}
 
 
 def part_of(module):

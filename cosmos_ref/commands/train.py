@@ -58,8 +58,9 @@ class Train:
     itself where it was stopped."""
     prompt: tuple[str, ...] = ()
     """With --recipe: what to generate after each stage, instead of captions of held-out clips."""
-    held_out: int = 48
-    """With --recipe: clips that each stage is measured on; 0 measures nothing and generates nothing."""
+    held_out: int | None = None
+    """With --recipe: clips that the first process measures each stage on; 0 measures and generates nothing. Without
+    it, 48, and 0 for a model of more than a billion parameters."""
     videos: Annotated[Path | None, tyro.conf.arg(name="data")] = None
     """Folder of ordinary videos and images (captions in name.txt beside name.mp4), or one that `cosmos-ref prepare`
     wrote; none is the simulated world."""
@@ -110,6 +111,7 @@ class Train:
 
     def run_recipe(self) -> None:
         """Train stage after stage."""
+        from cosmos_ref.model.sizes import parameter_count
         from cosmos_ref.recipe.run import run_recipe
         from cosmos_ref.training.loop import together
         from cosmos_ref.training.stages import recipe
@@ -122,6 +124,8 @@ class Train:
                 f"a recipe has numbers of its own: leave out what begins with --{', --'.join(changed)}; stages with "
                 "other numbers are single trainings, each with --initial of the one before"
             )
+        small = parameter_count(stages[0].config) < 10**9
+        held_out = self.held_out if self.held_out is not None else 48 if small else 0
         with chosen_layout(self.parallel, stages[0].config, self.device) as layout:
             tokenizer = together(layout, partial(self.given_tokenizer, stages[0].config, layout.device))
             page = run_recipe(
@@ -131,7 +135,7 @@ class Train:
                 layout=layout,
                 initial=self.initial,
                 tokenizer=tokenizer,
-                held_out=self.held_out,
+                held_out=held_out,
                 prompts=self.prompt,
                 t5_folder=self.t5,
                 peak_tflops=self.peak,
@@ -147,9 +151,9 @@ class Train:
         """
         if self.peak is not None and not self.peak > 0:
             raise UserError(f"--peak {self.peak:g} is no number of TFLOP/s: give one above 0")
-        if self.held_out < 0:
+        if self.held_out is not None and self.held_out < 0:
             raise UserError(f"--held-out {self.held_out} is no number of clips: give 0 for none, or more")
-        if self.recipe is None and (self.prompt or self.held_out != Train.held_out):
+        if self.recipe is None and (self.prompt or self.held_out is not None):
             raise UserError("--prompt and --held-out are for the stages of a --recipe: leave them out, or give one")
         if self.recipe is not None and self.preset != Train.preset:
             raise UserError(

@@ -47,6 +47,9 @@ def joined(device: str | torch.device, timeout: float = 1800) -> Iterator[torch.
             "for it, or leave --max-restarts out"
         )
     device = torch.device(device)
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device.type == "cuda" and here > gpus:
+        raise UserError(f"{here} processes on a machine with {gpus} GPU(s): give torchrun --nproc-per-node {gpus}")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     device = find_device(device)
@@ -133,6 +136,12 @@ class ManyProcesses:
     def whole(self, tensor: Tensor) -> Tensor:
         """All of a tensor of a placed module, or of its gradient; every process must ask."""
         return fsdp.whole(tensor)
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """The tensor of the first process, in all of them."""
+        tensor = tensor.clone()
+        dist.broadcast(tensor, src=0)
+        return tensor
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over all processes."""

@@ -31,7 +31,7 @@ from cosmos_ref.training.data import ImageStatistics, draw_batch
 from cosmos_ref.training.initial import load_initial
 from cosmos_ref.training.layout import Layout, OneProcess
 from cosmos_ref.training.loop import together, train
-from cosmos_ref.training.run import Tokenizer
+from cosmos_ref.training.run import Tokenizer, check_same
 from cosmos_ref.training.sources import Domain, Source, WorldSource
 from cosmos_ref.training.stages import Stage
 from cosmos_ref.video_io import write_video
@@ -127,10 +127,10 @@ def is_finished(folder: Path, config: Config, source: Source) -> bool:
     checkpoint = read_checkpoint(checkpoints[-1], names=())
     if checkpoint.state["step"] < config.train.num_steps:
         return False
-    if replace(checkpoint.config, sample=config.sample) != config:
-        raise UserError(f"{folder} was trained with other settings than this stage has: give another --out")
-    if (before := checkpoint.state["source"]) != source.identity:
-        raise UserError(f"{folder} was trained on other clips ({before}, now {source.identity}): give another --out")
+    try:
+        check_same(checkpoint, config, source)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
     return True
 
 
@@ -151,25 +151,33 @@ def measure(
 
     domains: list[Domain] = ["video", "image"] if config.data.image_share else ["video"]
     numbers, sigma_data = range(HELD_OUT, HELD_OUT + count), config.diffusion.sigma_data
-    batches = {
-        domain: draw_batch(source, config, tokenizer, text_encoder, numbers, domain=domain, images=images)
-        for domain in domains
-    }
+    together = config.train.micro_batch or config.train.batch_size
 
-    def table(domain: Domain) -> list[NoiseLevelLoss]:
-        batch = batches[domain]
-        return loss_over_sigma(denoiser, uncertainty, batch.x0, batch.condition, levels(config, domain), 0, sigma_data)
+    def rows(domain: Domain) -> list[tuple[NoiseLevelLoss, ...]]:
+        """At each noise level, one row for each micro-batch."""
+        tables = []
+        for start in range(0, count, together):
+            samples = numbers[start : start + together]
+            batch = draw_batch(source, config, tokenizer, text_encoder, samples, domain=domain, images=images)
+            arguments = (batch.x0, batch.condition, levels(config, domain), start, sigma_data)
+            tables.append(loss_over_sigma(denoiser, uncertainty, *arguments))
+        return list(zip(*tables, strict=True))
 
-    first = {domain: table(domain) for domain in domains}
+    first = {domain: rows(domain) for domain in domains}
     load_strict(denoiser, after.denoiser, "the trained denoiser")
     load_strict(uncertainty, after.uncertainty, "u(sigma)")
-    last = {domain: table(domain) for domain in domains}
+    last = {domain: rows(domain) for domain in domains}
+    weights = [len(numbers[start : start + together]) / count for start in range(0, count, together)]
+
+    def errors(of: list[tuple[NoiseLevelLoss, ...]]) -> list[float]:
+        return [sum(w * row.weighted_error for w, row in zip(weights, level, strict=True)) for level in of]
+
     return {
         domain: {
-            "sigma": [row.sigma for row in last[domain]],
-            "before": [row.weighted_error for row in first[domain]],
-            "after": [row.weighted_error for row in last[domain]],
-            "uncertainty": [row.uncertainty for row in last[domain]],
+            "sigma": [level[0].sigma for level in last[domain]],
+            "before": errors(first[domain]),
+            "after": errors(last[domain]),
+            "uncertainty": [level[0].uncertainty for level in last[domain]],
         }
         for domain in domains
     }

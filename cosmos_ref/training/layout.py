@@ -46,6 +46,10 @@ class Layout(Protocol):
         """All of a tensor of a placed module, or of its gradient; every process must ask."""
         ...
 
+    def first(self, tensor: Tensor) -> Tensor:
+        """The tensor of the first process, in all of them: what each has measured may differ in its last digits."""
+        ...
+
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over all processes."""
         ...
@@ -83,6 +87,10 @@ class OneProcess:
         tensor.copy_(value)
 
     def whole(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def first(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cosmos_ref.config import Config
+from cosmos_ref.config import Config, latent_shape
 from cosmos_ref.equations import costs
 from cosmos_ref.model.sizes import network_sizes
 from cosmos_ref.training.data import Batch
@@ -32,10 +32,12 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
 """Dense matrix products in TFLOP/s, from the makers' data sheets, by a part of the GPU's name; the first counts."""
 
 
-def sigma_edges(config: Config) -> list[float]:
-    """Borders of the ranges of noise levels, one standard deviation of their logarithm apart."""
-    d = config.diffusion
-    return [math.exp(d.p_mean + d.p_std * (i - SIGMA_BUCKETS / 2)) for i in range(1, SIGMA_BUCKETS)]
+def sigma_edges(config: Config, domain: Domain) -> list[float]:
+    """Borders of the ranges of noise levels of a domain, one standard deviation of their logarithm apart."""
+    d, shift = config.diffusion, 1.0
+    if config.train.video_noise_shift and domain == "video":
+        shift = math.sqrt(latent_shape(config, config.clip)[1])
+    return [shift * math.exp(d.p_mean + d.p_std * (i - SIGMA_BUCKETS / 2)) for i in range(1, SIGMA_BUCKETS)]
 
 
 def sigma_sums(

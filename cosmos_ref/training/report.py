@@ -39,7 +39,7 @@ def page(config: Config, records: Records) -> str:
 
 def over_sigma(config: Config, records: Records, domain: str) -> list[tuple[float, float, float]]:
     """For each range of noise levels that occurred in the last quarter: its middle, mean of lambda L, and of e^u."""
-    edges = sigma_edges(config)
+    edges = sigma_edges(config, "image" if domain == "image" else "video")
     step = edges[1] / edges[0]
     middles = [edges[0] * step ** (i - 0.5) for i in range(SIGMA_BUCKETS)]
     late = [record for record in records[-max(1, len(records) // 4) :] if record["domain"] == domain]

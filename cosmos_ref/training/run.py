@@ -91,6 +91,7 @@ def start_run(
         raise UserError("adapters stand beside trained weights: give some by --initial, or --lora.rank 0 for none")
     layout = layout or OneProcess()
     tokenizer = start_tokenizer(config, source, initial, tokenizer).to(layout.device)
+    tokenizer.load_state_dict({name: layout.first(tensor) for name, tensor in tokenizer.state_dict().items()})
     generator = torch.Generator().manual_seed(config.train.seed)
     denoiser, uncertainty = new_model(config, generator, layout.place, layout.write, layout.device)
     for module, whole in ((denoiser, initial and initial.denoiser), (uncertainty, initial and initial.uncertainty)):

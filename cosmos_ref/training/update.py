@@ -42,7 +42,7 @@ def advance(run: Run, batches: Sequence[Batch], config: Config, layout: Layout |
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     denoiser = in_bf16(run.denoiser, layout.device) if config.train.precision == "bf16" else run.denoiser
-    edges = sigma_edges(config)
+    edges = sigma_edges(config, batches[0].domain)
     run.optimizer.zero_grad()
     losses, errors, measures = [], [], []
     logvars: list[Tensor] = []

@@ -217,3 +217,14 @@ def everyone_hears_of_errors():
 
 def test_an_error_in_one_process_is_an_error_in_all():
     run_ranks(everyone_hears_of_errors, 2)
+
+
+def what_the_first_has_measured():
+    layout = ManyProcesses(ParallelConfig(), 2, CPU)
+    mine = torch.tensor([float(layout.rank), 1.0])
+    assert layout.first(mine).tolist() == [0.0, 1.0]
+    assert mine[0] == layout.rank, "the argument stays"
+
+
+def test_all_processes_go_on_with_what_the_first_has_measured():
+    run_ranks(what_the_first_has_measured, 2)

@@ -21,8 +21,10 @@ MICRO = PRESETS["micro"]
 def test_ranges_of_noise_levels_are_each_a_standard_deviation_wide():
     """So of many clips the middle one gets 38 %, its neighbours 24 % each, the rest is beyond."""
     d, sigma = MICRO.diffusion, torch.exp(normal(0, 40000) * MICRO.diffusion.p_std + MICRO.diffusion.p_mean)
-    assert sigma_edges(MICRO) == pytest.approx([math.exp(d.p_mean + d.p_std * z) for z in (-1.5, -0.5, 0.5, 1.5)])
-    clips = sigma_sums(sigma, sigma, sigma, sigma_edges(MICRO))[0] / len(sigma)
+    assert sigma_edges(MICRO, "video") == pytest.approx(
+        [math.exp(d.p_mean + d.p_std * z) for z in (-1.5, -0.5, 0.5, 1.5)]
+    )
+    clips = sigma_sums(sigma, sigma, sigma, sigma_edges(MICRO, "video"))[0] / len(sigma)
     # Five standard deviations of a share of 40000 draws.
     assert clips.tolist() == pytest.approx([0.067, 0.242, 0.383, 0.242, 0.067], abs=0.012)
 
@@ -117,3 +119,10 @@ def test_the_page_says_all_twice_and_needs_nothing_else(tmp_path):
 def test_a_page_without_images_shows_none(tmp_path):
     only = [record for record in records() if record["domain"] == "video"]
     assert ">images<" not in write_report(MICRO, only, tmp_path / "report.html").read_text()
+
+
+def test_ranges_of_noise_levels_follow_the_shift_of_videos():
+    shifted = dataclasses.replace(MICRO, train=dataclasses.replace(MICRO.train, video_noise_shift=True))
+    for video, image in zip(sigma_edges(shifted, "video"), sigma_edges(shifted, "image"), strict=True):
+        assert video == pytest.approx(math.sqrt(3) * image)  # 5 frames are 3 latent frames
+    assert sigma_edges(shifted, "image") == sigma_edges(MICRO, "video")

@@ -316,3 +316,10 @@ def test_how_blurred_a_file_is_has_to_be_measured_first(mixed):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(UserError):
         FolderSource(tmp_path, MICRO.clip, resize=False, seed=0)
+
+
+def test_a_video_of_a_frame_rate_that_the_model_does_not_take_is_refused(tmp_path):
+    video_io.write_video(tmp_path / "fast.mp4", torch.zeros(3, 9, 16, 16), 60)
+    clip = dataclasses.replace(PRESETS["micro"].clip, fps_range=(12.0, 40.0))
+    with pytest.raises(UserError, match=r"fast\.mp4 has 60 frames a second: the model takes 12 to 40"):
+        FolderSource(tmp_path, clip, resize=False, seed=0)

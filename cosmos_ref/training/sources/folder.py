@@ -164,6 +164,9 @@ class FolderSource:
     def _examine(self, path: Path, domain: Domain) -> File:
         """What a file holds; its first window is decoded, which raises now what it would raise later."""
         probe = video_io.probe(path)
+        low, high = self.clip.fps_range
+        if domain == "video" and not low <= probe.fps <= high:
+            raise UserError(f"{path} has {probe.fps:g} frames a second: the model takes {low:g} to {high:g}")
         sizes = bucket_sizes(self.clip, self.data.buckets)
         bucket = nearest_bucket(probe.height, probe.width, sizes)
         self._read(path, bucket, 0, 1 if domain == "image" else self.shortest)
