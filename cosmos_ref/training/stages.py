@@ -52,7 +52,7 @@ def _toy() -> tuple[Stage, ...]:
         data=DataConfig(world="single", buckets="32", image_share=0.25),
         train=replace(
             tiny.train,
-            num_steps=500,
+            num_steps=400,
             batch_size=32,
             micro_batch=16,
             cooling_steps=0,
@@ -66,11 +66,11 @@ def _toy() -> tuple[Stage, ...]:
         model=grown(text2world, high, low, tiny.tokenizer.temporal_factor),
         clip=high,
         data=replace(low_res.data, buckets="48"),
-        train=replace(low_res.train, num_steps=160, batch_size=16, micro_batch=8, learning_rate=3e-3, warmup_steps=20),
+        train=replace(low_res.train, num_steps=120, batch_size=16, micro_batch=8, learning_rate=3e-3, warmup_steps=20),
     )
     cooling = replace(
         high_res,
-        train=replace(high_res.train, num_steps=80, cooling_steps=80, warmup_steps=0, learning_rate=2e-3),
+        train=replace(high_res.train, num_steps=200, cooling_steps=200, warmup_steps=0),
     )
     video2world = replace(
         cooling,
@@ -78,9 +78,8 @@ def _toy() -> tuple[Stage, ...]:
         data=replace(cooling.data, image_share=0.0),
         train=replace(
             high_res.train,
-            num_steps=240,
-            cooling_steps=120,
-            learning_rate=3e-3,
+            num_steps=200,
+            cooling_steps=150,
             given_latents=tiny.train.given_latents,
         ),
     )
