@@ -182,6 +182,12 @@ def merge_exchanged(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
     return mean_a + delta * (count_a / count), m2_a + m2_b + delta**2 * (count_a * count_b / count)
 
 
+@impostor("whitening.merge_moments", "Welford's update, in which the second part is one number whatever it has")
+def merge_one_more(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    delta, count = mean_b - mean_a, count_a + 1
+    return mean_a + delta / count, m2_a + m2_b + delta**2 * (count_a / count)
+
+
 @impostor("whitening.merge_moments", "through sums of squares, which lose all digits where the mean is large")
 def merge_through_squares(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
     count = count_a + count_b
