@@ -12,7 +12,7 @@ from cosmos_ref.errors import UserError
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer with an adapter beside it; only the adapter learns. The weight keeps its name.
+    """A linear layer with an adapter beside it. The weight keeps its name.
 
     Args:
         layer: the layer, without a bias; its weight is taken over.
@@ -23,7 +23,7 @@ class LoRALinear(nn.Linear):
     def __init__(self, layer: nn.Linear, rank: int, alpha: float):
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         self.alpha = alpha
-        self.weight = layer.weight.requires_grad_(False)
+        self.weight = layer.weight
         self.lora_A = nn.Parameter(layer.weight.new_empty(rank, layer.in_features))
         self.lora_B = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
 

@@ -51,6 +51,9 @@ def test_every_layer_of_both_attentions_and_the_mlp_gets_an_adapter_and_no_other
 def test_fresh_adapters_leave_the_output_as_it_was():
     plain, fresh = network(), network()
     add_lora(fresh, LORA)
+    for module in fresh.modules():
+        if isinstance(module, LoRALinear):
+            nn.init.ones_(module.lora_B)  # what memory may hold
     initialize_lora(fresh, torch.Generator().manual_seed(3))
     assert torch.equal(run(fresh), run(plain))
 
@@ -64,6 +67,8 @@ def test_fresh_adapters_are_drawn_from_the_generator_and_can_learn():
     for layer in layers:
         bound = layer.in_features**-0.5
         assert 0.8 * bound < layer.lora_A.abs().max() <= bound  # uniform up to there
+    assert max(layer.lora_A.abs().max() * layer.in_features**0.5 for layer in layers) > 0.98  # of some 2,000 numbers
+    for layer in layers:
         assert layer.lora_B.grad.abs().max() > 0 and not layer.lora_A.grad.any()
     assert not torch.equal(layers[0].lora_A, layers[1].lora_A)
     again = network()
@@ -102,6 +107,10 @@ def test_merged_the_network_has_the_output_that_it_had_unmerged(dtype, tolerance
     assert not any(isinstance(module, LoRALinear) for module in made.modules())
     torch.testing.assert_close(run(made, dtype), beside, rtol=tolerance, atol=tolerance)
     assert (run(plain, dtype) - beside).abs().max() > 0.05  # the adapters do something
+    for module in made.modules():
+        if isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+            assert not module.weight.requires_grad, "what was merged is done with learning"
 
 
 def test_gradients_of_the_adapters_are_those_of_the_merged_form():
@@ -139,7 +148,7 @@ def test_in_half_precision_the_sum_is_rounded_once():
 
 
 def test_targets_that_are_no_layers_are_refused_by_name():
-    with pytest.raises(UserError, match=r"\['to_x'\] are no linear layers.*layer1.*to_q"):
+    with pytest.raises(UserError, match=r"\['to_x'\] are no .* down, layer1, layer2, .*, to_k, to_out, to_q, to_v, up$"):
         add_lora(network(), LoRAConfig(rank=2, targets=("to_q", "to_x")))
 
 
