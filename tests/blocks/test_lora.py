@@ -148,7 +148,9 @@ def test_in_half_precision_the_sum_is_rounded_once():
 
 
 def test_targets_that_are_no_layers_are_refused_by_name():
-    with pytest.raises(UserError, match=r"\['to_x'\] are no .* down, layer1, layer2, .*, to_k, to_out, to_q, to_v, up$"):
+    with pytest.raises(
+        UserError, match=r"\['to_x'\] are no .* down, layer1, layer2, .*, to_k, to_out, to_q, to_v, up$"
+    ):
         add_lora(network(), LoRAConfig(rank=2, targets=("to_q", "to_x")))
 
 
