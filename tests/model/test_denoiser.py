@@ -195,6 +195,19 @@ def test_with_no_frame_given_it_is_the_text2world_network(video2world, seed, sig
 # --- scale and precision
 
 
+@given(seeds, levels)
+@few
+def test_prepared_once_a_denoiser_says_what_it_says_at_once(text2world, video2world, seed, sigma):
+    """What a sampler calls, step by step, and what training calls are the same denoiser, in clips of other sizes too."""
+    x, levels_ = noisy(seed), torch.tensor([sigma, 2 * sigma], dtype=torch.float64)
+    for denoiser, condition in ((text2world, text_condition(seed)), (video2world, video_condition(seed))):
+        condition = condition | {"fps": torch.tensor([24.0, 12.0], dtype=torch.float64)}
+        rest = {name: tensor for name, tensor in condition.items() if name not in ("text_embeddings", "fps")}
+        prepared = denoiser.prepare(x, condition["text_embeddings"], condition["fps"])
+        stepwise = denoiser.run(x, levels_, denoiser.modulations(levels_), prepared, **rest)
+        torch.testing.assert_close(stepwise, denoiser(x, levels_, **condition), **EXACT)
+
+
 def test_sigma_data_multiplies_nowhere_but_in_the_equations():
     """Latents scaled twice, or by another hand, look fine and learn badly."""
     places = set()
