@@ -198,7 +198,7 @@ def test_with_no_frame_given_it_is_the_text2world_network(video2world, seed, sig
 @given(seeds, levels)
 @few
 def test_prepared_once_a_denoiser_says_what_it_says_at_once(text2world, video2world, seed, sigma):
-    """What a sampler calls, step by step, and what training calls are the same denoiser, in clips of other sizes too."""
+    """What a sampler calls, step by step, and what training calls are the same denoiser."""
     x, levels_ = noisy(seed), torch.tensor([sigma, 2 * sigma], dtype=torch.float64)
     for denoiser, condition in ((text2world, text_condition(seed)), (video2world, video_condition(seed))):
         condition = condition | {"fps": torch.tensor([24.0, 12.0], dtype=torch.float64)}
