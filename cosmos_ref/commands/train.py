@@ -171,11 +171,12 @@ class Train:
         return read_tokenizer(self.tokenizer_weights, config, device, self.allow_torchscript)
 
     def source(self, config: Config, stage: str = "") -> "Source":
-        """The clips; of a stage those in the data's folder of its name, where there is one."""
+        """The clips; of a stage those that fit it, in the data's folder of its name where there is one."""
         from cosmos_ref.training.sources import open_source
 
         own = self.videos / stage if self.videos is not None and stage else None
-        return open_source(own if own is not None and own.is_dir() else self.videos, config, resize=self.resize)
+        folder = own if own is not None and own.is_dir() else self.videos
+        return open_source(folder, config, resize=self.resize, skip=bool(stage))
 
 
 SECTIONS = [field.name for field in fields(Config) if field.name != "name"]

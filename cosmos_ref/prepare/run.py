@@ -409,6 +409,7 @@ def _open(folder: Path, config: Config, resize: bool, progress: Progress) -> Fol
         data=config.data,
         domains=domains,
         skip=True,
+        keep=False,
         progress=lambda: advance(1),
     )
 

@@ -87,6 +87,8 @@ def run_recipe(
     for number, (stage, source) in enumerate(zip(stages, sources, strict=True), 1):
         before, folder = folder, out / f"{number}-{stage.name}"
         console.rule(f"[bold]{number}  {stage.name}", align="left")
+        for file in getattr(source, "left_out", []):  # of a folder: too short for this stage, or broken
+            console.print(f"   left out: {file.path.name} ({file.reason})", highlight=False, markup=False)
         if not is_finished(folder, stage.config, source):
             train(
                 stage.config,

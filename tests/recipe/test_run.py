@@ -151,3 +151,20 @@ def test_only_clips_that_were_not_trained_on_are_called_held_out(finished, tmp_p
     run_recipe(stages, tmp_path, lambda stage: open_source(tmp_path / "files", config), held_out=2, progress=False)
     pages = ["".join(Text((folder / "report.html").read_text()).words).lower() for folder in (finished, tmp_path)]
     assert ["held-out" in page or "reservado" in page for page in pages] == [True, False]
+
+
+def test_a_clip_too_short_for_a_later_stage_is_left_out_of_it_alone(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, frames in (("long", 9), ("short", 5)):
+        noise = torch.rand(3, frames, 32, 40, generator=torch.Generator().manual_seed(frames)) * 2 - 1
+        write_video(videos / f"{name}.mp4", noise, 24)
+    left_out = {}
+
+    def files(stage):
+        source = open_source(videos, stage.config, resize=True, skip=True)
+        left_out[stage.name] = [out.path.name for out in source.left_out]
+        return source
+
+    run_recipe(small_stages(), tmp_path / "run", files, held_out=0, progress=False)
+    assert left_out == {"first": [], "second": ["short.mp4"]}

@@ -23,8 +23,10 @@ __all__ = [
 ]
 
 
-def open_source(folder: Path | None, config: Config, *, resize: bool = False) -> Source:
+def open_source(folder: Path | None, config: Config, *, resize: bool = False, skip: bool = False) -> Source:
     """The clips of a training: of a prepared folder, of a folder of ordinary files, or, without one, simulated.
+
+    With `skip`, files that cannot be used are left out.
 
     Raises:
         UserError: there are none, or they do not fit the configuration.
@@ -34,4 +36,5 @@ def open_source(folder: Path | None, config: Config, *, resize: bool = False) ->
         return WorldSource(config.clip, data.world, seed, data.buckets)
     if is_prepared(folder):
         return ShardSource(folder, config)
-    return FolderSource(folder, config.clip, resize=resize, seed=seed, data=data, domains=domains_of(data))
+    domains = domains_of(data)
+    return FolderSource(folder, config.clip, resize=resize, seed=seed, data=data, domains=domains, skip=skip)

@@ -66,6 +66,7 @@ class FolderSource:
         data: which buckets, and which files are left out.
         domains: what is wanted. Image files are looked at for images only, and only then may videos be missing.
         skip: leave files out that cannot be used, instead of refusing the folder; `left_out` lists them.
+        keep: decode a small folder once and keep it in memory.
         progress: called after each file that was looked at.
 
     Raises:
@@ -82,6 +83,7 @@ class FolderSource:
         data: DataConfig | None = None,
         domains: Collection[Domain] = ("video",),
         skip: bool = False,
+        keep: bool = True,
         progress: Callable[[], None] = lambda: None,
     ):
         data = data or DataConfig()
@@ -116,7 +118,7 @@ class FolderSource:
         self.kept: dict[Path, tuple[Tensor, float]] = {}
         frames = sum(file.frames for file in self.files)
         size = sum(3 * file.frames * file.bucket[0] * file.bucket[1] for file in self.files)
-        if not skip and frames <= KEEP_FRAMES and size <= KEEP_BYTES:
+        if keep and frames <= KEEP_FRAMES and size <= KEEP_BYTES:
             for file in self.files:
                 whole = self._read(file.path, file.bucket, 0, file.frames)
                 self.kept[file.path] = to_bytes(whole.video), whole.fps
