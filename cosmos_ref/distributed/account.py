@@ -59,7 +59,7 @@ class SentBytes(TorchDispatchMode):
             few = all(tensor.numel() <= FEW for tensor in tree_iter(args[0]))
             kind, sent = "scalars" if few else "all_reduce", 2 * others_share(size(args[0]), group_size(args[1]))
         else:
-            raise NotImplementedError(f"the collective {name} is not counted: say here what a process sends in it")
+            raise ValueError(f"the collective {name} is not counted: say here what a process sends in it")
         self.bytes[kind] += sent
         self.calls[kind] += 1
 

@@ -1,7 +1,6 @@
 """All stages of a recipe, one after the other: each is run or resumed, measured on held-out clips, and shown."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from cosmos_ref.pipelines.video2world import video2world
 from cosmos_ref.pipelines.world_model import load_world_model
 from cosmos_ref.recipe.report import Result, page, summary
 from cosmos_ref.tokenizer.build import build_tokenizer
-from cosmos_ref.training.data import ImageStatistics, draw_batch
+from cosmos_ref.training.data import ImageStatistics, draw_batch, noise_levels
 from cosmos_ref.training.initial import load_initial
 from cosmos_ref.training.layout import Layout, OneProcess
 from cosmos_ref.training.loop import together, train
@@ -187,10 +186,8 @@ def measure(
 
 def levels(config: Config, domain: Domain) -> list[float]:
     """Noise levels to measure at: equally likely ones under the training's own distribution."""
-    diffusion, shift = config.diffusion, 1.0
-    if config.train.video_noise_shift and domain == "video":
-        shift = math.sqrt(latent_shape(config, config.clip)[1])
-    return [shift * math.exp(diffusion.p_mean + diffusion.p_std * z) for z in QUANTILES]
+    deviations = torch.tensor(QUANTILES, dtype=torch.float64)
+    return noise_levels(deviations, config, domain, latent_shape(config, config.clip)[1]).tolist()
 
 
 def show(

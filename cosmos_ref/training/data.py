@@ -20,6 +20,7 @@ from cosmos_ref.conditioning.text import TextEncoder
 from cosmos_ref.config import Config
 from cosmos_ref.equations.edm import scale_latents
 from cosmos_ref.equations.noise import log_normal_sigma, video_noise_shift
+from cosmos_ref.equations.whitening import standardize
 from cosmos_ref.shapes import Latents
 from cosmos_ref.tokenizer import VideoTokenizer
 from cosmos_ref.tokenizer.statistics import RunningMoments
@@ -56,7 +57,7 @@ class ImageStatistics:
 
     def standardize(self, latents: Latents) -> Latents:
         """Latents of images with zero mean and unit variance in each channel."""
-        return (latents - rearrange(self.mean, "C -> C 1 1 1")) / rearrange(self.std, "C -> C 1 1 1")
+        return standardize(latents, rearrange(self.mean, "C -> C 1 1 1"), rearrange(self.std, "C -> C 1 1 1"))
 
     def to(self, device: torch.device) -> "ImageStatistics":
         """The same on another device."""
@@ -123,9 +124,7 @@ def make_batch(
     normals, uniforms, noises = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*draws, strict=True))
 
     diffusion, train = config.diffusion, config.train
-    sigma = log_normal_sigma(normals[:, 0], diffusion.p_mean, diffusion.p_std)
-    if train.video_noise_shift and domain == "video":
-        sigma = video_noise_shift(sigma, x0.shape[2])
+    sigma = noise_levels(normals[:, 0], config, domain, x0.shape[2])
     if clips.text_embeddings is not None:
         text = clips.text_embeddings
     else:
@@ -143,6 +142,13 @@ def make_batch(
             given = torch.zeros_like(given)  # the mask marks frames that something follows
         condition = give_frames(condition, x0, given, augment_sigma, noises[:, 1])
     return Batch(x0, condition, noises[:, 0], sigma, domain, samples)
+
+
+def noise_levels(normal: Float[Tensor, "B"], config: Config, domain: Domain, latent_frames: int) -> Float[Tensor, "B"]:
+    """Noise levels of a domain from unit Gaussian numbers, those of videos raised if the training wants that."""
+    sigma = log_normal_sigma(normal, config.diffusion.p_mean, config.diffusion.p_std)
+    raised = config.train.video_noise_shift and domain == "video"
+    return video_noise_shift(sigma, latent_frames) if raised else sigma
 
 
 def encode(clips: Clips, tokenizer: VideoTokenizer, device: torch.device | str) -> Latents:

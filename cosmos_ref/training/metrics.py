@@ -1,6 +1,5 @@
 """What an update cost and what it showed, noise level by noise level."""
 
-import math
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from cosmos_ref.config import Config, latent_shape
 from cosmos_ref.equations import costs
 from cosmos_ref.model.sizes import network_sizes
-from cosmos_ref.training.data import Batch
+from cosmos_ref.training.data import Batch, noise_levels
 from cosmos_ref.training.sources import Domain
 
 SIGMA_BUCKETS = 5
@@ -34,10 +33,8 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
 
 def sigma_edges(config: Config, domain: Domain) -> list[float]:
     """Borders of the ranges of noise levels of a domain, one standard deviation of their logarithm apart."""
-    d, shift = config.diffusion, 1.0
-    if config.train.video_noise_shift and domain == "video":
-        shift = math.sqrt(latent_shape(config, config.clip)[1])
-    return [shift * math.exp(d.p_mean + d.p_std * (i - SIGMA_BUCKETS / 2)) for i in range(1, SIGMA_BUCKETS)]
+    deviations = torch.arange(1, SIGMA_BUCKETS, dtype=torch.float64) - SIGMA_BUCKETS / 2
+    return noise_levels(deviations, config, domain, latent_shape(config, config.clip)[1]).tolist()
 
 
 def sigma_sums(
