@@ -8,7 +8,7 @@ import torch
 from cosmos_ref.checkpoint import load_strict, save_checkpoint
 from cosmos_ref.config import PRESETS, preset
 from cosmos_ref.errors import UserError
-from cosmos_ref.model.initialization import build_denoiser, build_uncertainty, new_model
+from cosmos_ref.model.initialization import build_denoiser, new_model
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 from cosmos_ref.training.initial import load_initial
 from cosmos_ref.training.run import start_run
@@ -81,7 +81,8 @@ def test_a_video2world_network_from_text2world_weights_can_learn_the_mask(tmp_pa
 @pytest.mark.parametrize("config", [MICRO, TEXT2WORLD], ids=["video2world", "text2world"])
 def test_the_same_network_gets_the_very_weights_of_its_average(tmp_path, config):
     ema, model = weights(config, 1).state_dict(), weights(config, 2).state_dict()
-    uncertainty = filled(build_uncertainty(config).to_empty(device="cpu")).float().state_dict()
+    _, uncertainty = new_model(config, torch.Generator().manual_seed(3))
+    uncertainty = filled(uncertainty).float().state_dict()
     tokenizer = {"mean": torch.ones(3)}
     folder = saved(tmp_path / "c", config, model=model, ema=ema, uncertainty=uncertainty, tokenizer=tokenizer)
     found = load_initial(config, folder)
