@@ -6,7 +6,7 @@
 
 Each prints JSON with machine, versions and date, and keeps it with `--write FILE`. `step` measures two depths: time is
 linear in the number of blocks, and what all of them would take is extrapolated and labelled so. On a CPU the same lines
-run in a small size (`parity --device cpu`, `step --device cpu --preset micro --depths 1 2`). None has run on a GPU.
+run in a small size (`parity --device cpu`, `step micro --device cpu --depths 1 2`).
 """
 
 import json
