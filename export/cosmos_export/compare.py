@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,39 +12,120 @@ CALL_LIMIT = 1e-5
 """Largest relative difference of one call in float32: rounding, in another order of summation."""
 SAMPLING_LIMIT = 1e-3
 """Largest relative difference of the final latents of a whole sampling, where the calls' differences add up."""
+PEAK = 2.0
+"""From the darkest to the brightest value of a video."""
 
 Call = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """D_theta as a function of its named inputs."""
+Measure = Literal["relative", "cosine", "psnr"]
+"""What a limit is put on: the first is to stay below, the others above."""
+
+
+class Limit(NamedTuple):
+    """What is accepted of one comparison."""
+
+    value: float
+    measure: Measure = "relative"
+
+
+class Contract(NamedTuple):
+    """What a variant promises, against the model in float32."""
+
+    call: Limit
+    sampling: Limit
+
+
+FLOAT32 = Contract(Limit(CALL_LIMIT), Limit(SAMPLING_LIMIT))
+HALF = Contract(Limit(0.9995, "cosine"), Limit(35.0, "psnr"))
+LIMITS: dict[str, Contract] = {"fp32": FLOAT32, "cpu": FLOAT32, "fp16": HALF, "bf16": HALF}
+"""The contract of every variant."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """One comparison: the largest absolute difference, and that over the largest magnitude of the reference."""
+    """One comparison of a candidate with a reference, its limit, and what is wrong with the output in itself."""
 
     what: str
     max_abs: float
     relative: float
+    """The largest absolute difference, over the largest magnitude of the reference."""
+    l2: float
+    """The norm of the difference, over that of the reference."""
+    cosine: float
+    psnr: float | None
+    """Of the decoded videos, in dB; None where nothing was decoded."""
     limit: float
+    measure: Measure
+    fault: str = ""
+    """"not finite" or "constant", where the candidate is."""
 
     @property
     def ok(self) -> bool:
         """Whether it is within the limit (a value that is not a number is not)."""
-        return self.relative <= self.limit
+        value = getattr(self, self.measure)
+        return not self.fault and (value <= self.limit if self.measure == "relative" else value >= self.limit)
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.relative:.1e} relative, limit {self.limit:.0e}"
+        if self.fault:
+            return f"{self.what}: the output is {self.fault}"
+        text = {"relative": "{:.1e}", "cosine": "{:.5f}", "psnr": "{:.1f} dB"}[self.measure]
+        return (
+            f"{self.what}: {self.measure} {text.format(getattr(self, self.measure))}, limit {text.format(self.limit)}"
+        )
 
 
-def compare(what: str, reference: np.ndarray, candidate: np.ndarray, limit: float) -> Parity:
+def compare(
+    what: str,
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    limit: float,
+    measure: Measure = "relative",
+    videos: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Parity:
     """Compare two arrays of one shape.
+
+    Args:
+        what: a name for the comparison.
+        reference: what it should be.
+        candidate: what it is.
+        limit: what is accepted.
+        measure: what the limit is put on.
+        videos: both decoded, in [-1, 1], for the PSNR.
 
     Raises:
         ValueError: if the shapes differ.
     """
     if reference.shape != candidate.shape:
         raise ValueError(f"{what}: shapes {reference.shape} and {candidate.shape} differ")
-    max_abs = float(np.abs(reference - candidate).max())
-    return Parity(what, max_abs, max_abs / float(np.abs(reference).max()), limit)
+    r, c = reference.astype(np.float64), candidate.astype(np.float64)
+    with np.errstate(all="ignore"):  # what is not a number, or divided by zero, is reported
+        max_abs = float(np.abs(r - c).max())
+        relative = max_abs / float(np.abs(r).max())
+        l2 = float(np.linalg.norm(r - c) / np.linalg.norm(r))
+        cosine = float(np.vdot(r, c) / (np.linalg.norm(r) * np.linalg.norm(c)))
+    ratio = None if videos is None else psnr(*videos)
+    return Parity(what, max_abs, relative, l2, cosine, ratio, limit, measure, fault(candidate, reference))
+
+
+def fault(candidate: np.ndarray, reference: np.ndarray) -> str:
+    """What makes an output worthless whatever the limit: "not finite", "constant", or nothing.
+
+    It is constant if the pixels of its frames hardly differ where those of the reference do: one grey picture.
+    """
+    if not np.isfinite(candidate).all():
+        return "not finite"
+    return "constant" if contrast(candidate) < 0.01 * contrast(reference) else ""
+
+
+def contrast(frames: np.ndarray) -> float:
+    """How much the pixels of a frame differ: their standard deviation over the last two axes, over all frames."""
+    return float(np.sqrt(np.atleast_2d(frames).astype(np.float64).var(axis=(-2, -1)).mean()))
+
+
+def psnr(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Peak signal over noise of two videos in [-1, 1], in dB, as they are shown; at most 150, which is float32."""
+    shown = (np.clip(video, -1, 1).astype(np.float64) for video in (reference, candidate))
+    return float(10 * np.log10(PEAK**2 / max(np.mean(np.subtract(*shown) ** 2), PEAK**2 * 1e-15)))
 
 
 def compare_calls(reference: Call, candidate: Call, cases: Mapping[str, Mapping[str, np.ndarray]]) -> list[Parity]:
@@ -100,8 +181,11 @@ def torch_call(denoiser: Callable[..., Any]) -> Call:
 def table(rows: Sequence[Parity]) -> str:
     """The comparisons as aligned lines of text."""
     width = max(len(row.what) for row in rows)
-    lines = [f"{'comparison':{width}}  {'max abs':>8}  {'relative':>8}  {'limit':>6}"]
+    lines = [f"{'comparison':{width}}  max abs  relative  rel. L2   cosine     PSNR  limit"]
     for row in rows:
-        verdict = "" if row.ok else "  TOO FAR"
-        lines.append(f"{row.what:{width}}  {row.max_abs:8.1e}  {row.relative:8.1e}  {row.limit:6.0e}{verdict}")
+        ratio = f"{row.psnr:4.0f} dB" if row.psnr is not None else ""
+        limit = f"{row.measure} {row.limit:g}"
+        verdict = f"  {row.fault.upper() or 'TOO FAR'}" if not row.ok else ""
+        figures = f"{row.max_abs:7.1e}  {row.relative:8.1e}  {row.l2:7.1e}  {row.cosine:7.5f}  {ratio:>7}"
+        lines.append(f"{row.what:{width}}  {figures}  {limit}{verdict}")
     return "\n".join(lines)
