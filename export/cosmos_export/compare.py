@@ -185,7 +185,7 @@ def table(rows: Sequence[Parity]) -> str:
     for row in rows:
         ratio = f"{row.psnr:4.0f} dB" if row.psnr is not None else ""
         limit = f"{row.measure} {row.limit:g}"
-        verdict = f"  {row.fault.upper() or 'TOO FAR'}" if not row.ok else ""
+        verdict = "" if row.ok else f"  TOO FAR: {row.fault}" if row.fault else "  TOO FAR"
         figures = f"{row.max_abs:7.1e}  {row.relative:8.1e}  {row.l2:7.1e}  {row.cosine:7.5f}  {ratio:>7}"
         lines.append(f"{row.what:{width}}  {figures}  {limit}{verdict}")
     return "\n".join(lines)
