@@ -1,6 +1,5 @@
 """The command line: cosmos-ref demo | presets | equations | doctor | train | sample | tokenize | convert | ..."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from rich.markup import escape
 from safetensors import SafetensorError
 
 from cosmos_ref.commands.ema import ema
+from cosmos_ref.commands.export import export
 from cosmos_ref.commands.merge_lora import merge_lora
 from cosmos_ref.commands.plan import plan
 from cosmos_ref.commands.prepare import prepare
@@ -256,32 +256,6 @@ def convert(
         f"{out}: {' and '.join(made.written)} of {made.config.name}, from {made.layout_from} to {to}{left_out}",
         soft_wrap=True,
     )
-
-
-def export(weights: Path, out: Path, t5: Path | None = None) -> None:
-    """Write the denoiser and the tokenizer as ONNX, with measured parity.
-
-    Args:
-        weights: folder of a checkpoint or of a training run.
-        out: folder of the bundle.
-        t5: local folder of the T5 encoder, for presets that use it.
-    """
-    try:
-        from cosmos_export.compare import Parity, table
-        from cosmos_export.to_onnx import export_bundle
-    except ImportError as error:
-        raise UserError(
-            f"exporting needs another package ({error}): pip install 'cosmos-ref[export]' ./export"
-        ) from None
-    from cosmos_ref.adapter import require_merged
-    from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
-    from cosmos_ref.pipelines.world_model import load_world_model
-
-    require_merged(read_checkpoint(find_checkpoint(weights), names=()).config, weights, "a bundle")
-    model = load_world_model(weights, t5)
-    export_bundle(model.config, model.denoiser, model.tokenizer, out)
-    print(table([Parity(**row) for row in json.loads((out / "manifest.json").read_text())["parity"]]))
-    Console().print(f"{out}: run it without PyTorch by `python -m cosmos_export.runtime {out} --help`", soft_wrap=True)
 
 
 @contextmanager

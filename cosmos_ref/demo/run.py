@@ -320,6 +320,7 @@ class Demo:
 
     def export(self, model: WorldModel) -> tuple[list[Film], dict[str, Any]]:
         """Leave PyTorch: the same clips from the same noise in ONNX Runtime, and how far apart the two are."""
+        from cosmos_export.card import parity_rows
         from cosmos_export.compare import SAMPLING_LIMIT, compare
         from cosmos_export.runtime import Bundle, sample
         from cosmos_export.to_onnx import export_bundle
@@ -334,7 +335,8 @@ class Demo:
         theirs = sample(bundle, truth.captions, given_video=given.numpy(), progress=self.bar("onnxruntime"))
         finished = time.perf_counter()
         whole = compare("all sampling steps, final latents", ours.x0.numpy(), theirs.x0, SAMPLING_LIMIT)
-        for row in (*bundle.manifest["parity"], asdict(whole)):
+        calls = parity_rows(bundle.manifest)
+        for row in (*calls, asdict(whole)):
             self.say(f"{row['relative']:.1e} relative (limit {row['limit']:.0e}): {row['what']}")
         heads = ("PyTorch", "PyTorch"), ("ONNX Runtime", "ONNX Runtime")
         films = []
@@ -343,7 +345,7 @@ class Demo:
             pair = [framed(video, [BLUE] * self.given_frames + [ORANGE]) for video in clips]
             films.append(Film(self.film(f"onnx_clips/{i}.mp4", side_by_side(pair)), truth.captions[i], heads))
         return films, {
-            "single_calls": bundle.manifest["parity"],
+            "single_calls": calls,
             "sampling": asdict(whole),
             "final_relative_error": whole.relative,
             "megabytes": sum(path.stat().st_size for path in (self.folder / "onnx").glob("denoiser.*")) / 1e6,

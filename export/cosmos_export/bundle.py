@@ -1,71 +1,22 @@
-"""A bundle: the folder that the exporter writes, its manifest checked and its graphs in ONNX Runtime."""
+"""A bundle: the folder that the exporter writes, its manifest checked and its graphs ready to run."""
 
-import hashlib
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 
-BUNDLE_FORMAT = 1
-"""Version of the manifest; another one is refused."""
+from cosmos_export.engines import CPU, Engine, Optimise, check_inputs, open_engine
+from cosmos_export.errors import BundleError
+from cosmos_export.manifest import BUNDLE_FORMAT as BUNDLE_FORMAT
+from cosmos_export.manifest import GRAPHS, check_files
+from cosmos_export.manifest import read_manifest as read_manifest
+from cosmos_export.text import words_embedding
 
+Backend = Literal["onnxruntime", "tensorrt"]
 
-class BundleError(ValueError):
-    """A bundle or a request that cannot be used: the message says why, and what is accepted."""
-
-
-def words_embedding(prompts: Sequence[str | None], length: int, width: int) -> np.ndarray:
-    """Text embeddings `B M E` of the words encoder: a fixed random vector per word, plus its place; None is zeros.
-
-    Raises:
-        BundleError: if a prompt holds no word, or more than `length`.
-    """
-    rows = np.zeros((len(prompts), length, width), np.float32)
-    for row, prompt in zip(rows, prompts, strict=True):
-        if prompt is None:
-            continue
-        words = re.findall(r"\w+", prompt.lower())
-        if not words:
-            raise BundleError(f"the prompt {prompt!r} is empty: write what should be seen, or leave the prompt out")
-        if len(words) > length:
-            raise BundleError(f"the prompt {prompt[:60]!r}... has {len(words)} words; at most {length} are accepted")
-        place = np.arange(len(words))[:, None] * 100.0 ** (-2 * np.arange(width // 2) / width)
-        row[: len(words)] = np.concatenate([np.sin(place), np.cos(place)], axis=1)
-        row[: len(words)] += [_word_vector(word, width) for word in words]
-    return rows
-
-
-def _word_vector(word: str, width: int) -> np.ndarray:
-    key = np.frombuffer(hashlib.sha256(word.encode()).digest()[:16], "<u8")
-    vector = np.random.Generator(np.random.Philox(key=key)).standard_normal(width, dtype=np.float32)
-    return vector / np.sqrt(np.mean(vector**2))
-
-
-def open_session(
-    path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
-) -> ort.InferenceSession:
-    """A graph in ONNX Runtime, on the first of `providers` that takes each operator; `threads` 0 is one per core.
-
-    Raises:
-        BundleError: if a provider is not there. It would be left out in silence otherwise.
-    """
-    if missing := set(providers) - set(ort.get_available_providers()):
-        there = ", ".join(ort.get_available_providers())
-        raise BundleError(f"ONNX Runtime has no {', '.join(sorted(missing))} here; it has: {there}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=list(providers))
-
-
-def run_session(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """The single output of a graph."""
-    return np.asarray(session.run(None, inputs)[0])
+_OPTIMISE: dict[str, Optimise] = {"int8": "basic", "fp8": "none"}  # what ONNX Runtime bears of graphs made for TensorRT
 
 
 @dataclass(frozen=True)
@@ -73,21 +24,77 @@ class Bundle:
     """A folder written by the exporter, its graphs loaded; `config` holds the preset's numbers."""
 
     manifest: dict[str, Any]
-    denoiser: ort.InferenceSession
-    encoder: ort.InferenceSession
-    decoder: ort.InferenceSession
+    denoiser: Engine
+    encoder: Engine
+    decoder: Engine
+    variants: Mapping[str, str] = field(default_factory=dict)
+    """Which form of every graph was loaded."""
+    profiles: Mapping[str, str] = field(default_factory=dict)
+    """The profile that a graph's sizes are bound to, where there is one."""
 
     @classmethod
-    def load(cls, path: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0) -> "Bundle":
-        """Check every file against the manifest, then open the graphs.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        variant: str | None = None,
+        backend: Backend = "onnxruntime",
+        providers: Sequence[str] = (CPU,),
+        threads: int = 0,
+        profile: str | None = None,
+        fallback: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> "Bundle":
+        """Check what is to be loaded against the manifest, then open the graphs.
+
+        Args:
+            path: the folder.
+            variant: form of the graphs; else the manifest's default, or the first one that runs here. A tokenizer that
+                has none of that name is taken in its own default.
+            backend: what runs the graphs.
+            providers: of ONNX Runtime, of which the first that can takes each operator.
+            threads: of the CPU; 0 is one per core.
+            profile: sizes to be bound to. TensorRT has an engine for each, and takes the manifest's first one by
+                default; where a profile's sizes are fixed, ONNX Runtime makes use of it.
+            fallback: let the CPU take over where a provider cannot be had; else that is refused.
+            say: is told how far checking large files is.
 
         Raises:
-            BundleError: if the folder is no bundle, of another format, or a file is missing or altered.
+            BundleError: if the folder is no bundle, of another format, or a file is missing or altered; if variant,
+                backend, provider or profile cannot be had.
+            EngineFailure: if memory is short.
         """
         path = Path(path)
-        manifest = read_manifest(path)
-        names = ("denoiser", "tokenizer_encoder", "tokenizer_decoder")
-        return cls(manifest, *(open_session(path / f"{name}.onnx", providers, threads) for name in names))
+        manifest = read_manifest(path, files=())
+        if backend not in ("onnxruntime", "tensorrt"):
+            raise BundleError(f"unknown engine {backend!r}; accepted: onnxruntime, tensorrt")
+        if profile is None and backend == "tensorrt":
+            profile = next(iter(manifest["profiles"]), None)
+        if profile is not None and profile not in manifest["profiles"]:
+            raise BundleError(f"{path} has no profile {profile!r}; it has: {', '.join(manifest['profiles']) or 'none'}")
+        on_cpu = backend == "onnxruntime" and tuple(providers) == (CPU,)
+        variants = {name: choose_variant(manifest, name, variant, backend, on_cpu) for name in GRAPHS}
+        forms = {name: manifest["graphs"][name]["variants"][variants[name]] for name in GRAPHS}
+        needed = dict.fromkeys(file for form in forms.values() for file in (form["file"], form["weights"]) if file)
+        check_files(path, manifest["files"], needed, say)
+        if backend == "tensorrt":
+            from cosmos_export.tensorrt_engine import open_plan
+
+            denoiser, encoder, decoder = (open_plan(path, name, variants[name], str(profile)) for name in GRAPHS)
+            return cls(manifest, denoiser, encoder, decoder, variants, dict.fromkeys(GRAPHS, str(profile)))
+        fixed = {} if profile is None else {"denoiser": fixed_sizes(manifest, profile)}
+        denoiser, encoder, decoder = (
+            open_engine(
+                path / forms[name]["file"],
+                providers,
+                threads,
+                optimise=_OPTIMISE.get(variants[name], "all"),
+                fixed_shapes=fixed.get(name, False),
+                fallback=fallback,
+            )
+            for name in GRAPHS
+        )
+        return cls(manifest, denoiser, encoder, decoder, variants, {} if profile is None else {"denoiser": profile})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -101,15 +108,57 @@ class Bundle:
 
     def denoise(self, **inputs: np.ndarray) -> np.ndarray:
         """One call of D_theta; the manifest lists its inputs."""
-        return run_session(self.denoiser, inputs)
+        return self._run("denoiser", self.denoiser, inputs)
 
     def encode(self, video: np.ndarray) -> np.ndarray:
         """Latents `B C t h w` of unit variance from a video `B 3 T H W` in [-1, 1]."""
-        return run_session(self.encoder, {"video": np.asarray(video, np.float32)})
+        return self._run("tokenizer_encoder", self.encoder, {"video": np.asarray(video, np.float32)})
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Video in [-1, 1] from latents of unit variance."""
-        return run_session(self.decoder, {"latents": latents})
+        return self._run("tokenizer_decoder", self.decoder, {"latents": latents})
+
+    def _run(self, graph: str, engine: Engine, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.check_sizes(graph, check_inputs(graph, self.manifest["graphs"][graph]["inputs"], inputs))
+        return engine(**inputs)
+
+    def check_sizes(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """Refuse sizes that a graph does not take.
+
+        Raises:
+            BundleError: naming the first of them, what is accepted, and which profile takes them.
+        """
+        profiles = self.manifest["profiles"]
+        for name, size in sizes.items():
+            limit, profile = self.manifest["dims"][name], self.profiles.get(graph)
+            low, high = limit["min"], limit["max"]
+            if profile is not None:
+                low, high = profiles[profile]["min"][name], profiles[profile]["max"][name]
+            if low <= size <= (size if high is None else high) and (size - limit["plus"]) % limit["multiple_of"] == 0:
+                continue
+            bounds = f"{low} or more" if high is None else f"{low} to {high}" if low < high else f"{low}"
+            steps = f", {limit['plus']} + k * {limit['multiple_of']}" if limit["multiple_of"] > 1 else ""
+            advice = ""
+            if profile is not None:
+                others = [other for other in profiles if all(_within(profiles[other], n, s) for n, s in sizes.items())]
+                advice = f" in the profile {profile!r}; " + (
+                    f"these sizes are in the profile {' and '.join(map(repr, others))}" if others else "no profile fits"
+                )
+            raise BundleError(f"{graph}: {name} ({limit['meaning']}) is {size}; accepted: {bounds}{steps}{advice}")
+
+    def warm_up(self, sizes: Mapping[str, int]) -> None:
+        """Run every graph once at these sizes, by the manifest's names, so that later calls take as long as any.
+
+        Raises:
+            BundleError: if a size is not accepted.
+            EngineFailure: if running failed.
+        """
+        for graph, engine in zip(GRAPHS, (self.denoiser, self.encoder, self.decoder), strict=True):
+            ports = self.manifest["graphs"][graph]["inputs"]
+            if all(dim in sizes for port in ports for dim in port["dims"] if isinstance(dim, str)):
+                shapes = [[sizes[dim] if isinstance(dim, str) else dim for dim in port["dims"]] for port in ports]
+                ones = {port["name"]: np.ones(shape, np.float32) for port, shape in zip(ports, shapes, strict=True)}
+                self._run(graph, engine, ones)
 
     def encode_text(self, prompts: Sequence[str | None]) -> np.ndarray:
         """Text embeddings `B M E`; None is the null text.
@@ -119,7 +168,10 @@ class Bundle:
         """
         text = self.config["text"]
         if text["encoder"] != "words" and any(prompt is not None for prompt in prompts):
-            raise BundleError(f"the text encoder {text['encoder']!r} is not in the bundle: pass text embeddings")
+            raise BundleError(
+                f"the text encoder {text['encoder']!r} is not in the bundle: write embeddings by "
+                "`cosmos-ref encode-text`, and pass them by --text-embeddings"
+            )
         return words_embedding(prompts, text["length"], text["width"])
 
     def latent_length(self, frames: int) -> int:
@@ -152,25 +204,47 @@ class Bundle:
         return model["channels"], t, height // factor, width // factor
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a bundle whose files are all there and as they were written.
+def choose_variant(manifest: Mapping[str, Any], graph: str, wanted: str | None, backend: str, on_cpu: bool) -> str:
+    """The form of a graph to load.
 
     Raises:
-        BundleError: if they are not.
+        BundleError: if the wanted one is not there or does not run on the backend, or none does.
     """
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        version, files = manifest["format"], manifest["files"]
-    except FileNotFoundError:
-        raise BundleError(f"{path} is not a bundle: it has no manifest.json") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"{path / 'manifest.json'} cannot be read: {error!r}") from error
-    if version != BUNDLE_FORMAT:
-        raise BundleError(f"{path} has format {version}; this runtime reads {BUNDLE_FORMAT}: export it again")
-    for name, expected in files.items():
-        if not (path / name).is_file():
-            raise BundleError(f"{path / name} is missing: copy the whole folder, or export it again")
-        with (path / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                raise BundleError(f"{path / name} is not the file that was exported: copy it again")
-    return manifest
+    forms, default = manifest["graphs"][graph]["variants"], manifest["default"][graph]
+    if wanted is not None and wanted not in manifest["graphs"]["denoiser"]["variants"]:
+        there = ", ".join(manifest["graphs"]["denoiser"]["variants"])
+        raise BundleError(f"this bundle has no variant {wanted!r}; it has: {there}. `cosmos-ref export` makes others")
+    if wanted is not None and wanted in forms:
+        if backend not in forms[wanted]["engines"]:
+            fitting = [name for name, form in forms.items() if backend in form["engines"]]
+            raise BundleError(
+                f"the variant {wanted!r} of the {graph} runs on {' and '.join(forms[wanted]['engines'])}, not on "
+                f"{backend}; these do: {', '.join(fitting) or 'none'}"
+            )
+        return wanted
+    for name in [default, *forms]:
+        if name in forms and backend in forms[name]["engines"] and (on_cpu or not name.startswith("cpu")):
+            return name
+    raise BundleError(f"no variant of the {graph} in this bundle runs on {backend} here; it has: {', '.join(forms)}")
+
+
+def fixed_sizes(manifest: Mapping[str, Any], profile: str) -> dict[str, int]:
+    """The sizes of the denoiser that a profile leaves no choice of; none if it leaves one."""
+    limits = manifest["profiles"][profile]
+    dims = {dim for port in manifest["graphs"]["denoiser"]["inputs"] for dim in port["dims"] if isinstance(dim, str)}
+    fixed = all(limits["min"][dim] == limits["max"][dim] for dim in dims)
+    return {dim: limits["opt"][dim] for dim in sorted(dims)} if fixed else {}
+
+
+def _within(limits: Mapping[str, Mapping[str, int]], name: str, size: int) -> bool:
+    return limits["min"][name] <= size <= limits["max"][name]
+
+
+def open_session(path: Path) -> Engine:
+    """A graph in ONNX Runtime."""
+    return open_engine(path)
+
+
+def run_session(engine: Engine, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Its output."""
+    return engine(**inputs)

@@ -1,21 +1,15 @@
 """The graphs do what the modules do, at sizes and noise levels that they were never traced with."""
 
-import copy
-import json
-import shutil
-
 import numpy as np
 import onnx
 import pytest
 import torch
 from cosmos_export.compare import CALL_LIMIT, call_inputs, compare, compare_calls, table, torch_call
-from cosmos_export.to_onnx import ExportError, Graph, Port, denoiser_graph, export_bundle, to_proto
+from cosmos_export.ports import Graph, Port, Size
+from cosmos_export.tracing import ExportError, to_proto
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-
-from cosmos_ref.errors import UserError
-from tests.tokenizer.small import SMALL, drawn_tokenizer
 
 SIZES = [
     dict(batch=1, frames=1, height=2, width=2, text_length=1),
@@ -86,27 +80,6 @@ def test_the_graph_holds_the_checkpoints_names_and_its_weights_are_the_safetenso
         assert (values == exported.denoiser.state_dict()[name].numpy()).all()
 
 
-def test_what_varies_is_declared_by_name_and_nothing_of_this_machine_is_in_the_files(exported):
-    manifest = exported.bundle.manifest
-    for name, ports in manifest["graphs"].items():
-        raw = (exported.path / ports["file"]).read_bytes()
-        assert b"site-packages" not in raw and b".py" not in raw, name
-        graph = onnx.load(exported.path / ports["file"], load_external_data=False).graph
-        for value, port in zip([*graph.input, *graph.output], [*ports["inputs"], *ports["outputs"]], strict=True):
-            assert value.name == port["name"]
-            dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            assert dims == list(port["dims"])
-    x = manifest["graphs"]["denoiser"]["inputs"][0]
-    assert x["dims"] == ["batch", 16, "frames", "height", "width"]
-
-
-def test_the_manifest_holds_a_parity_within_the_limit_for_every_graph(exported):
-    rows = exported.bundle.manifest["parity"]
-    assert {row["what"].split(",")[0] for row in rows} == {"denoiser", "encoder", "decoder"}
-    assert all(row["relative"] <= CALL_LIMIT for row in rows)
-    assert json.loads((exported.path / "manifest.json").read_text())["config"]["diffusion"]["sigma_data"] == 0.5
-
-
 @pytest.mark.parametrize("batch, frames, height, width", [(1, 1, 8, 8), (5, 3, 8, 24), (1, 9, 40, 16)])
 def test_the_tokenizers_graphs_are_the_tokenizer(exported, batch, frames, height, width):
     video = torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -136,51 +109,11 @@ class FrameByFrame(nn.Module):
 
 @pytest.mark.parametrize("module", [SpecialCase(2), SpecialCase(5), FrameByFrame()], ids=["taken", "not taken", "loop"])
 def test_a_model_whose_graph_depends_on_a_size_is_refused(module):
-    Dim = torch.export.Dim
-    dims = {"batch": Dim("batch", min=1), "frames": Dim("frames", min=1, max=16)}
+    sizes = {"batch": Size(1, None, 1, 0, ""), "frames": Size(1, 16, 1, 0, "")}
     port = Port("x", ("batch", "frames"), "")
-    graph = Graph("network", (port,), Port("y", port.dims, ""), dims, {"x": torch.zeros(2, 3)})
+    graph = Graph("network", (port,), Port("y", port.dims, ""), sizes, {"x": torch.zeros(2, 3)})
     with pytest.raises(ExportError, match=r"network cannot be traced with dynamic sizes.*frames"):
         to_proto(module, graph, [], 22)
-
-
-def test_a_graph_that_differs_from_the_model_is_refused_and_nothing_is_left(exported, tmp_path, monkeypatch):
-    def write_those_of_another_model(config, denoiser, tokenizer, folder, opset):
-        for file in exported.path.iterdir():
-            shutil.copy(file, folder)
-        return [denoiser_graph(config)]
-
-    monkeypatch.setattr("cosmos_export.to_onnx._write_graphs", write_those_of_another_model)
-    denoiser = type(exported.denoiser)(exported.denoiser.network, exported.denoiser.sigma_data * 1.001)
-    with pytest.raises(ExportError, match="differs from the model: denoiser"):
-        export_bundle(exported.config, denoiser, exported.tokenizer, tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_is_no_bundle_is_left_alone(exported, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not a bundle"):
-        export_bundle(exported.config, exported.denoiser, exported.tokenizer, tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_only_float32_is_exported(exported, tmp_path):
-    half = copy.deepcopy(exported.denoiser).to(torch.bfloat16)
-    with pytest.raises(UserError, match="bfloat16"):
-        export_bundle(exported.config, half, exported.tokenizer, tmp_path / "bundle")
-
-
-def test_a_convolutional_tokenizer_is_refused(exported, tmp_path):
-    with pytest.raises(UserError, match="cannot be exported yet"):
-        export_bundle(exported.config, exported.denoiser, drawn_tokenizer(SMALL["CV8x8x8"]), tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
-
-
-@pytest.mark.slow
-def test_two_exports_are_the_same_bytes(exported, tmp_path):
-    again = export_bundle(exported.config, exported.denoiser, exported.tokenizer, tmp_path / "bundle")
-    for file in exported.path.iterdir():
-        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
 
 
 def test_a_value_that_is_not_a_number_is_never_within_the_limit():
