@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_export.bundle import BundleError
+from cosmos_export.errors import BundleError, EngineFailure
 
 # FFmpeg would also render a text file as a "video" and follow a playlist to other hosts: allow videos only.
 VIDEO_OPTIONS = {
@@ -37,6 +37,22 @@ def read_last_frames(path: str | Path, count: int, size: tuple[int, int] | None 
     if size is not None:
         pictures = [fit(picture, *size) for picture in pictures]
     return np.stack(pictures).transpose(3, 0, 1, 2).astype(np.float32) / 127.5 - 1
+
+
+def count_frames(path: str | Path) -> int:
+    """Frames of a video file, without decoding them.
+
+    Raises:
+        BundleError: if the file is missing or no video.
+    """
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(str(Path(path).absolute()), options=VIDEO_OPTIONS) as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+    except (FFmpegError, IndexError, OSError) as error:
+        raise BundleError(f"{path} cannot be read as a video: {error}") from error
 
 
 def frame_rate(path: str | Path) -> float:
@@ -82,13 +98,13 @@ def write_mp4(path: str | Path, video: np.ndarray, fps: float) -> None:
     """Write a clip `3 T H W` in [-1, 1] as H.264; the file appears whole or not at all.
 
     Raises:
-        ValueError: if the clip holds values that are not finite.
+        EngineFailure: if the clip holds values that are not finite.
     """
     import av
 
     path = Path(path)
     if not np.isfinite(video).all():
-        raise ValueError("the clip holds values that are not finite")
+        raise EngineFailure("the clip holds values that are not finite: nothing was written")
     pixels = ((video.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 3, 0)
     pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
     beside = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
