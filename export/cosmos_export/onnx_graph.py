@@ -84,3 +84,16 @@ def save(proto: onnx.ModelProto, path: Path) -> Path:
     """Write a graph whose weights are beside it already; equal graphs make equal bytes."""
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return path
+
+
+def open_graph(proto: onnx.ModelProto, folder: Path, *, optimise: bool = True, threads: int = 0) -> Any:
+    """A session of ONNX Runtime on the CPU for a graph that was not written; its weights are in `folder`."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
