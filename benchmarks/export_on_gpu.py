@@ -1,5 +1,6 @@
 """What a GPU makes of an exported denoiser: parity of precisions and engines, and seconds a call. Needs no network.
 
+    python benchmarks/export_on_gpu.py export tiny bf16 --out graphs       # what the others do where it is not done
     python benchmarks/export_on_gpu.py packages tiny slice --out packages  # AOTInductor: minutes of compiling
     python benchmarks/export_on_gpu.py parity --weights run                # PyTorch, ONNX Runtime; fp32, fp16, bf16
     python benchmarks/export_on_gpu.py speed slice --packages packages     # every engine beside PyTorch's eager mode
@@ -65,6 +66,7 @@ def parity(
     steps: int = 35,
     runtime: Literal["all", "cpu", "cuda"] = "all",
     limit: int = 60,
+    graphs: Path | None = None,
     write: Path | None = None,
 ) -> None:
     """One call at several noise levels, and a whole sampling, against PyTorch in float32 on the device.
@@ -76,16 +78,17 @@ def parity(
         steps: of the sampling.
         runtime: ONNX Runtime's providers to measure, of those that are there.
         limit: seconds that an engine may take in all.
+        graphs: folder of ONNX graphs, which are exported where they are not there.
         write: JSON file to keep the result in.
     """
     config = named(model)
-    exact = loaded(weights) if weights else random_denoiser(config, "fp32", "cpu")
+    exact = given(weights, config, "fp32", "cpu")
     results: dict[str, Any] = {"model": model, "weights": str(weights or "random"), "calls": {}, "sampling": {}}
     levels = [config.diffusion.sigma_min, 0.02, 0.1, 0.5, 2.0, 10.0, config.diffusion.sigma_max, 80.0]
     channels, *size = latent_shape(config, config.clip)
     sizes = dict(zip(("frames", "height", "width"), size, strict=True), batch=2, text_length=config.text.length)
     cases = [call_inputs(config, **sizes, sigma=sigma, seed=n) for n, sigma in enumerate(levels)]
-    graphs = Path(tempfile.mkdtemp())
+    graphs = graphs or Path(tempfile.mkdtemp())
     reference = torch_call(cast(exact, "fp32"), device)
     expected = [reference(case) for case in cases]
     sigmas = karras_sigmas(steps, config.diffusion.sigma_min, config.diffusion.sigma_max, config.diffusion.rho).tolist()
@@ -128,6 +131,27 @@ def parity(
             print(f"{steps} steps: relative {row['relative']:.1e}, PSNR {row['psnr']:.1f} dB", flush=True)
         report("parity", results, write, show=False)
     report("parity", results, write)
+
+
+def export(
+    model: tyro.conf.Positional[Model],
+    precision: tyro.conf.Positional[Precision],
+    out: Path,
+    weights: Path | None = None,
+    device: str = "cuda",
+) -> None:
+    """Export a denoiser from the device, for the other commands.
+
+    Args:
+        model: which.
+        precision: of the network.
+        out: folder for the graph and its weights.
+        weights: a checkpoint of that preset, instead of random numbers.
+        device: where the weights are.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    config = named(model)
+    written(given(weights, config, precision, device), config, precision, out)
 
 
 def packages(models: tyro.conf.Positional[tuple[Model, ...]], out: Path, device: str = "cuda") -> None:
@@ -180,6 +204,7 @@ def speed(
     packages: Path = Path("packages"),
     device: str = "cuda",
     limit: int = 60,
+    graphs: Path | None = None,
     write: Path | None = None,
 ) -> None:
     """Seconds a call at the model's clip, of every engine, weights in bf16 (ONNX Runtime: fp16).
@@ -190,12 +215,13 @@ def speed(
         packages: folder that the command of that name wrote.
         device: where.
         limit: seconds that an engine may take in all.
+        graphs: folder of ONNX graphs, which are exported where they are not there.
         write: JSON file to keep the result in.
     """
     config, own = named(model), torch.device(device)
     work, tokens = sum(flops(config, config.clip).values()), token_count(config, config.clip)
     peak = matrix_peak(own, 8192 if own.type == "cuda" else 1024)
-    graphs = Path(tempfile.mkdtemp())
+    graphs = graphs or Path(tempfile.mkdtemp())
     results: dict[str, Any] = {"model": model, "tokens": tokens, "flop": work, "matrix_peak": peak, "engines": {}}
     print(f"{model}: {tokens} tokens, {work / 1e12:.3g} TFLOP a call, peak {peak / 1e12:.0f} TFLOP/s", flush=True)
     for engine in engines:
@@ -240,7 +266,7 @@ def prepared(
             release(device)
         if engine == "ort-mha":
             path = with_multi_head_attention(path, config.model.num_heads)
-        return bound(path, inputs, device, replay=engine == "ort-graphs")
+        return bound(path, inputs, fixed_sizes(config), device, replay=engine == "ort-graphs")
     network = random_denoiser(config, "bf16", device)
     if engine == "aoti":
         notes = json.loads((packages / f"{model}.json").read_text())
@@ -262,16 +288,18 @@ def prepared(
     return without_gradients(lambda: network(**inputs)), {}
 
 
-def bound(path: Path, inputs: Mapping[str, Tensor], device: torch.device, replay: bool) -> tuple[Run, dict[str, Any]]:
+def bound(
+    path: Path, inputs: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device, replay: bool
+) -> tuple[Run, dict[str, Any]]:
     """ONNX Runtime on inputs and an output that stay on the device."""
     notes: dict[str, Any] = {}
     providers: list[Any] = [(CUDA, {"enable_cuda_graph": "1"} if replay else {})] if device.type == "cuda" else [CPU]
     try:
-        session = open_session(path, providers, alone=True)
+        session = open_session(path, providers, sizes, alone=True)
         notes["operators on the CPU"] = False
     except Exception as error:
         notes["operators on the CPU"] = said(error)
-        session = open_session(path, providers, alone=False)
+        session = open_session(path, providers, sizes)
     binding, out = session.io_binding(), torch.empty_like(inputs["x"])
     for name, tensor in inputs.items():
         binding.bind_input(name, device.type, 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
@@ -319,19 +347,28 @@ def with_multi_head_attention(path: Path, heads: int) -> Path:
     return path
 
 
-def rtx(model: Model = "tiny", precision: Precision = "bf16", device: str = "cuda", write: Path | None = None) -> None:
+def rtx(
+    model: Model = "tiny",
+    precision: Precision = "bf16",
+    weights: Path | None = None,
+    device: str = "cuda",
+    graphs: Path | None = None,
+    write: Path | None = None,
+) -> None:
     """Build an engine with TensorRT for RTX, for every GPU it knows and for this one, and run it where that works.
 
     Args:
         model: which.
         precision: of the network.
+        weights: a checkpoint of that preset, instead of random numbers.
         device: where the weights come from, and the engine runs.
+        graphs: folder of ONNX graphs, which are exported where they are not there.
         write: JSON file to keep the result in.
     """
     trt: Any = import_module("tensorrt_rtx")
     config, results = named(model), {"tensorrt_rtx": trt.__version__, "builds": {}}
-    network = random_denoiser(config, precision, device)
-    path = written(network, config, precision, Path(tempfile.mkdtemp()))
+    network = given(weights, config, precision, device)
+    path = written(network, config, precision, graphs or Path(tempfile.mkdtemp()))
     inputs = {name: torch.from_numpy(value).to(device) for name, value in numpy_inputs(config).items()}
     known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM") or name == "CURRENT"]
     results["capabilities"] = known
@@ -439,11 +476,13 @@ def random_denoiser(config: Config, precision: Precision, device: str | torch.de
     return cast(denoiser, precision).to(device)
 
 
-def loaded(path: Path) -> Denoiser:
-    """The denoiser of a checkpoint, in float32 on the CPU."""
+def given(weights: Path | None, config: Config, precision: Precision, device: str) -> Denoiser:
+    """The denoiser of a checkpoint, or a random one."""
+    if weights is None:
+        return random_denoiser(config, precision, device)
     from cosmos_ref.pipelines.world_model import load_world_model
 
-    return load_world_model(path).denoiser.float().eval()
+    return cast(load_world_model(weights).denoiser, precision).to(device)
 
 
 def cast(denoiser: Denoiser, precision: Precision) -> Denoiser:
@@ -460,19 +499,33 @@ def numpy_inputs(config: Config, batch: int = 1, sigma: float = 1.0) -> dict[str
     return call_inputs(config, **sizes, sigma=sigma, seed=0)
 
 
+def fixed_sizes(config: Config) -> dict[str, int]:
+    """What the names in the graph's dims are at the preset's clip."""
+    inputs = numpy_inputs(config)
+    axes = [(dim, inputs[p.name].shape[n]) for p in denoiser_graph(config).inputs for n, dim in enumerate(p.dims)]
+    return {dim: size for dim, size in axes if isinstance(dim, str)}
+
+
 def written(denoiser: Denoiser, config: Config, precision: Precision, folder: Path) -> Path:
     """The denoiser as an ONNX file whose weights are a safetensors file beside it."""
     path, started = folder / f"{precision}.onnx", time.perf_counter()
     if path.exists():
         return path
-    weights = denoiser.state_dict()
-    graph = denoiser_graph(config)
-    device = next(iter(weights.values())).device
-    graph = replace(graph, example={name: tensor.to(device) for name, tensor in graph.example.items()})
-    proto = to_proto(denoiser, graph, list(weights), OPSETS[precision])
+    weights, graph = denoiser.state_dict(), denoiser_graph(config)
+    for device in dict.fromkeys([str(next(iter(weights.values())).device), "cpu"]):  # if not from there, from here
+        example = {name: tensor.to(device) for name, tensor in graph.example.items()}
+        try:
+            proto = to_proto(denoiser.to(device), replace(graph, example=example), list(weights), OPSETS[precision])
+            break
+        except TimeoutError:
+            raise
+        except Exception as error:  # of the tracer
+            print(f"export from {device} in {precision}: FAILED, {said(error)}", flush=True)
+    else:
+        raise RuntimeError(f"no graph in {precision}")
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / f"{precision}.safetensors")
     attach_safetensors(proto, folder / f"{precision}.safetensors")
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    path.write_bytes(proto.SerializeToString(deterministic=True))  # last: where it is, the rest is too
     print(f"exported from {device} in {precision}: {time.perf_counter() - started:.1f} s", flush=True)
     return path
 
@@ -494,7 +547,7 @@ def session_call(path: Path, provider: str) -> Callable[[Mapping[str, np.ndarray
     """A graph as a function of numpy arrays, all of it on one provider if that takes every operator."""
     if provider == CUDA:
         find_cuda()
-    session = open_session(path, [(CUDA, {"use_tf32": "0"}) if provider == CUDA else CPU], alone=False)
+    session = open_session(path, [(CUDA, {"use_tf32": "0"}) if provider == CUDA else CPU])
     return lambda inputs: np.asarray(session.run(None, dict(inputs))[0])
 
 
@@ -506,9 +559,13 @@ def reference_call(path: Path) -> Callable[[Mapping[str, np.ndarray]], np.ndarra
     return lambda inputs: np.asarray(next(iter(evaluator.run(None, dict(inputs)))))
 
 
-def open_session(path: Path, providers: Sequence[Any], alone: bool) -> ort.InferenceSession:
-    """A session; `alone` refuses operators that fall back to the CPU."""
+def open_session(
+    path: Path, providers: Sequence[Any], sizes: Mapping[str, int] | None = None, alone: bool = False
+) -> ort.InferenceSession:
+    """A session, for these sizes only if they are given; `alone` refuses operators that fall back to the CPU."""
     options = ort.SessionOptions()
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     options.log_severity_level = 3
     if alone and providers != [CPU]:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -609,4 +666,5 @@ def report(name: str, results: dict[str, Any], write: Path | None, show: bool = 
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"parity": parity, "packages": packages, "speed": speed, "rtx": rtx})
+    commands = {"export": export, "packages": packages, "parity": parity, "speed": speed, "rtx": rtx}
+    tyro.extras.subcommand_cli_from_dict(commands)
