@@ -68,6 +68,8 @@ class Train:
     """Resize and crop videos of another size."""
     resume: bool = False
     """Go on from the last checkpoint in the run's folder."""
+    changed: bool = False
+    """With --resume: go on although the data, the learning rate or its schedule, or the number of steps changed."""
     initial: Path | None = None
     """Checkpoint, or folder of a run, whose averaged weights to start from."""
     tokenizer_weights: Path | None = None
@@ -102,6 +104,7 @@ class Train:
                 initial=self.initial,
                 tokenizer=tokenizer,
                 resume=self.resume,
+                changed=self.changed,
                 t5_folder=self.t5,
                 peak_tflops=self.peak,
             )
@@ -153,6 +156,8 @@ class Train:
             raise UserError(f"--peak {self.peak:g} is no number of TFLOP/s: give one above 0")
         if self.held_out is not None and self.held_out < 0:
             raise UserError(f"--held-out {self.held_out} is no number of clips: give 0 for none, or more")
+        if self.changed and (not self.resume or self.recipe is not None):
+            raise UserError("--changed is for a single training that goes on: give it with --resume, or leave it out")
         if self.recipe is None and (self.prompt or self.held_out is not None):
             raise UserError("--prompt and --held-out are for the stages of a --recipe: leave them out, or give one")
         if self.recipe is not None and self.preset != Train.preset:
@@ -190,9 +195,13 @@ def chosen_layout(parallel: ParallelConfig, config: Config, device: str) -> Iter
         UserError: the numbers of `parallel` do not fit the processes that there are.
     """
     if "RANK" in os.environ:
+        import torch
+
         from cosmos_ref.distributed.layout import ManyProcesses, joined
 
         with joined(device) as own:
+            if own.type == "cpu" and torch.cuda.is_available() and os.environ["RANK"] == "0":
+                Console(stderr=True).print("training on CPUs, though there is a GPU: --device cuda takes it")
             yield ManyProcesses(parallel, config.model.num_heads, own, config.train.precision)
         return
     from cosmos_ref.distributed.fsdp import prepare_blocks

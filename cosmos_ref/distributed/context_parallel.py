@@ -222,7 +222,7 @@ def wide(x: Tensor) -> torch.dtype:
 
 
 def is_fused(q: Tensor) -> bool:
-    """Whether a fused kernel computes blocks of this kind; `benchmarks/training_on_gpu.py parity` holds it to formulas."""
+    """Whether a fused kernel computes blocks of this kind: `benchmarks/training_on_gpu.py parity` compares them."""
     return q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= 256
 
 

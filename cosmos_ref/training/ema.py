@@ -10,6 +10,7 @@ class PowerEMA:
     """Power-function average of a module's weights, in float32.
 
     Its width is a share of the training so far, so the beginning is forgotten however long the training becomes.
+    What is not trained is its own average, and shared.
 
     Args:
         module: whose weights.
@@ -18,11 +19,15 @@ class PowerEMA:
 
     def __init__(self, module: nn.Module, relative_std: float):
         self.gamma = ema_gamma(relative_std)
-        self.weights: dict[str, Tensor] = {name: t.detach().float().clone() for name, t in module.state_dict().items()}
+        self.trained = {name for name, p in module.named_parameters() if p.requires_grad}
+        self.weights: dict[str, Tensor] = {
+            name: t.float().clone() if name in self.trained else t for name, t in module.state_dict().items()
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after update number `step`, counted from 0."""
         beta = ema_beta(step, self.gamma)
         for name, tensor in module.state_dict().items():
-            self.weights[name].lerp_(tensor.float(), 1 - beta)
+            if name in self.trained:
+                self.weights[name].lerp_(tensor.float(), 1 - beta)

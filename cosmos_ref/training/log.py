@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_ref.errors import UserError
+
 
 class TrainingLog:
     """The records of a run: `train.jsonl`, `loss.png`, and `tensorboard/` if that package is installed.
@@ -31,9 +33,19 @@ class TrainingLog:
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
     def write(self, step: int, **values: float | str) -> None:
-        """Add the record of a step; TensorBoard is told the numbers."""
+        """Add the record of a step; TensorBoard is told the numbers.
+
+        Raises:
+            UserError: the disk is full, or gone.
+        """
         self.records.append({"step": step, **values})
-        self.file.write(json.dumps(self.records[-1]) + "\n")
+        try:
+            self.file.write(json.dumps(self.records[-1]) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"step {step} was not written into {self.file.name} ({error.strerror}): make room, then --resume; the "
+                "checkpoints so far are kept"
+            ) from error
         if self.tensorboard:
             for name, value in values.items():
                 if isinstance(value, str):

@@ -27,10 +27,19 @@ from cosmos_ref.training.log import TrainingLog
 from cosmos_ref.training.metrics import memory_gib, peak_flops
 from cosmos_ref.training.progress import progress_bar
 from cosmos_ref.training.report import write_report
-from cosmos_ref.training.run import Run, Tokenizer, check_same, resume_run, save_run, say, start_run
+from cosmos_ref.training.run import (
+    Run,
+    Tokenizer,
+    check_same,
+    check_same_latents,
+    resume_run,
+    save_run,
+    say,
+    start_run,
+)
 from cosmos_ref.training.schedule import MicroBatch, check_shares, domain_of, plan_step, share_out
 from cosmos_ref.training.session import check_writable, deterministic, interruptible
-from cosmos_ref.training.sources import Clips, Domain, Source
+from cosmos_ref.training.sources import Clips, Domain, Source, domains_of
 from cosmos_ref.training.update import advance
 
 T = TypeVar("T")
@@ -47,6 +56,7 @@ def train(
     initial: str | Path | None = None,
     tokenizer: Tokenizer | None = None,
     resume: bool = False,
+    changed: bool | None = None,
     progress: bool = True,
     t5_folder: str | Path | None = None,
     peak_tflops: float | None = None,
@@ -64,6 +74,8 @@ def train(
         initial: checkpoint, or folder of a run, whose averaged weights to start from; None is fresh ones.
         tokenizer: the tokenizer, where it is not fitted to the clips and does not come with `initial`.
         resume: go on from the newest checkpoint in `out`; from the start, where a run was stopped before its first.
+        changed: on resuming, whether to go on although the data or the numbers in `run.MAY_CHANGE` are others; None is
+            no, and messages do not offer it.
         progress: show a progress bar.
         t5_folder: the text encoder, if the preset uses T5.
         peak_tflops: what a process's device can do at most, for MFU; None looks the GPU up.
@@ -82,7 +94,7 @@ def train(
 
     def prepare() -> tuple[TextEncoder | None, list[Path], Checkpoint | None]:
         check_config(config)
-        check_shares(config, {domain: size for domain, (_, size) in shares.items()})
+        check_shares(config, {domain: size for domain, (_, size, _) in shares.items()})
         if not (list_checkpoints(out) or tokenizer or prepared or initial):
             check_fitted(config)
         text_encoder = None if prepared else build_text_encoder(config.text, t5_folder)
@@ -96,7 +108,9 @@ def train(
         check_writable(out)
         checkpoint = read_checkpoint(checkpoints[-1], ()) if checkpoints else None
         if checkpoint:
-            check_same(checkpoint, config, source)
+            for change in check_same(checkpoint, config, source, changed):
+                if first:
+                    say(f"changed at step {checkpoint.state['step']}: {change}")
         return text_encoder, checkpoints, checkpoint
 
     def see_the_same() -> None:
@@ -110,7 +124,10 @@ def train(
 
     def begin() -> Run:
         if checkpoint:
-            return resume_run(checkpoints[-1], checkpoint, config, layout)
+            run = resume_run(checkpoints[-1], checkpoint, config, layout)
+            if prepared:
+                check_same_latents(prepared, run.tokenizer.state_dict(), checkpoints[-1])
+            return run
         if resume and first:
             say(f"{out} holds no checkpoint yet: starting from the beginning")
         weights = None if initial is None else load_initial(config, initial)
@@ -210,13 +227,14 @@ def together(layout: Layout, work: Callable[[], T]) -> T:
     return result
 
 
-def _shares(layout: Layout, config: Config) -> dict[Domain, tuple[int, int]]:
-    """For each domain the number of this process among those that see different clips, and how many there are."""
-    shares: dict[Domain, tuple[int, int]] = {"video": (layout.data_rank, layout.data_size)}
+def _shares(layout: Layout, config: Config) -> dict[Domain, tuple[int, int, int]]:
+    """For each domain what `share_out` asks: which of the groups that see different clips, how many, how split."""
+    shares: dict[Domain, tuple[int, int, int]] = {"video": (layout.data_rank, layout.data_size, 1)}
     if config.data.image_share:
+        split = layout.world // layout.data_size
         with layout.images():
-            shares["image"] = layout.data_rank, layout.data_size
-    return shares
+            shares["image"] = layout.data_rank, layout.data_size, split
+    return {domain: shares[domain] for domain in domains_of(config.data)}
 
 
 def _only(layout: Layout, domain: Domain) -> AbstractContextManager[None]:

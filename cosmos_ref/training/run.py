@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,13 @@ FIT_BYTES = 2**28
 
 MAY_DIFFER = ("train.checkpoint_every", "train.keep_checkpoints", "sample.")
 """Fields that may change on resuming: they do not touch the weights."""
+MAY_CHANGE = {
+    "data",
+    *(f"data.{name}" for name in ("world", "buckets", "min_height", "min_sharpness")),
+    *(f"train.{name}" for name in ("num_steps", "learning_rate", "warmup_steps", "cooling_steps")),
+    *(f"train.{name}" for name in ("weight_decay", "max_grad_norm")),
+}
+"""Those that may change if that is asked for: moments and averages keep their meaning."""
 
 Tokenizer = HaarPCATokenizer | ContinuousTokenizer
 
@@ -106,6 +113,8 @@ def start_run(
     elif config.data.image_share:
         chunk = config.train.micro_batch or config.train.batch_size
         images = image_statistics(source, tokenizer, layout.device, chunk)
+    if images is not None:
+        images = ImageStatistics(layout.first(images.mean), layout.first(images.std))
     optimizer = build_optimizer(denoiser, uncertainty, config.train)
     emas = {std: PowerEMA(denoiser, std) for std in config.train.ema_stds}
     return Run(denoiser, uncertainty, optimizer, emas, tokenizer, images)
@@ -122,7 +131,8 @@ def start_tokenizer(config: Config, source: Source, initial: Initial | None, giv
         raise UserError(f"preset {config.name!r} has a discrete tokenizer: diffusion is trained on continuous latents")
     if given is not None:
         load_strict(tokenizer, given.state_dict(), "the given tokenizer")
-        check_same_latents(tokenizer, initial)
+        if initial is not None and initial.tokenizer is not None:
+            check_same_latents(tokenizer, initial.tokenizer, initial.folder)
     elif initial is not None and initial.tokenizer is not None:
         load_strict(tokenizer, initial.tokenizer, f"the tokenizer in {initial.folder}")
     else:
@@ -136,21 +146,17 @@ def start_tokenizer(config: Config, source: Source, initial: Initial | None, giv
     return tokenizer.requires_grad_(False).eval()
 
 
-def check_same_latents(tokenizer: Tokenizer, initial: Initial | None) -> None:
-    """Check that weights to start from know the latents of this tokenizer.
+def check_same_latents(tokenizer: Tokenizer, known: Mapping[str, Tensor], folder: Path) -> None:
+    """Check that the weights in a folder, which know the latents of one tokenizer, know those of this one.
 
     Raises:
         UserError: they know those of another.
     """
-    if initial is None or initial.tokenizer is None:
-        return
     ours = tokenizer.state_dict()
-    if any(
-        not torch.equal(ours[name].cpu(), tensor.to(ours[name].dtype)) for name, tensor in initial.tokenizer.items()
-    ):
+    if any(not torch.equal(ours[name].cpu(), tensor.to(ours[name]).cpu()) for name, tensor in known.items()):
         raise UserError(
-            f"the weights in {initial.folder} know the latents of another tokenizer than that of the data: leave out "
-            f"--tokenizer-weights, or prepare the data with `--weights {initial.folder}`"
+            f"the weights in {folder} know the latents of another tokenizer than that of the data: leave out "
+            f"--tokenizer-weights, or prepare the data with `--weights {folder}`"
         )
 
 
@@ -228,25 +234,38 @@ def save_adapters(run: Run, config: Config, folder: Path, layout: Layout) -> Non
     layout.agree(error)
 
 
-def check_same(checkpoint: Checkpoint, config: Config, source: Source) -> None:
+def check_same(checkpoint: Checkpoint, config: Config, source: Source, changed: bool | None = None) -> list[str]:
     """Check that a run goes on as it was begun.
+
+    Args:
+        checkpoint: what was read of it: configuration and state.
+        config: what is trained now.
+        source: the clips now.
+        changed: whether what is in `MAY_CHANGE` may be different; None is no, and nobody can ask for it.
+
+    Returns:
+        What is different.
 
     Raises:
         UserError: the checkpoint is of another configuration or other data; all differences are listed.
     """
-    then, now = _fields(checkpoint.config), _fields(config)
-    changed = [
-        f"{name}: {then.get(name)!r}, now {now.get(name)!r}"
+    then = _fields(checkpoint.config) | {"data": checkpoint.state["source"]}
+    now = _fields(config) | {"data": source.identity}
+    different = [
+        name
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name) and not name.startswith(MAY_DIFFER)
     ]
-    if checkpoint.state["source"] != source.identity:
-        changed.append(f"data: {checkpoint.state['source']}, now {source.identity}")
-    if changed:
-        listed = "\n  ".join(changed)
-        raise UserError(
-            f"cannot resume, the run was begun with other settings; give the old ones or another --out:\n  {listed}"
-        )
+    listed = [f"{name}: {then.get(name)!r}, now {now.get(name)!r}" for name in different if name != "data"]
+    if "data" in different:
+        listed.append(f"data: {then['data']}, now {now['data']}")
+    allowed = MAY_CHANGE.issuperset(different)
+    if different and not (changed and allowed):
+        remedy = "give the old ones or another --out"
+        if allowed and changed is not None:
+            remedy += ", or --changed to go on with these"
+        raise UserError("\n  ".join([f"cannot resume, the run was begun with other settings; {remedy}:", *listed]))
+    return listed
 
 
 def say(message: str) -> None:

@@ -52,10 +52,17 @@ def plan_step(config: Config, step: int) -> list[MicroBatch]:
     return [MicroBatch(domain, number, range(number * size, (number + 1) * size)) for number in numbers]
 
 
-def share_out(micro_batches: Sequence[MicroBatch], rank: int, size: int) -> list[MicroBatch]:
+def share_out(micro_batches: Sequence[MicroBatch], rank: int, size: int, split: int = 1) -> list[MicroBatch]:
     """The part of one of `size` processes: every `size`-th micro-batch.
 
     Where there are not enough of them to go round, each is cut into as many equal parts as it takes.
+
+    Args:
+        micro_batches: of an update, equally large.
+        rank: which process.
+        size: how many there are.
+        split: by how many processes a micro-batch of videos is shared. One of images is not: it goes through the
+            network in so many pieces, or one image at a time, so that it takes no more memory.
 
     Raises:
         UserError: the parts would not be equal.
@@ -72,7 +79,13 @@ def share_out(micro_batches: Sequence[MicroBatch], rank: int, size: int) -> list
         for whole in micro_batches
         for i in range(pieces)
     ]
-    return parts[rank::size]
+    part = length // pieces
+    at_once = max(n for n in range(1, part + 1) if part % n == 0 and (n == 1 or n * split <= length))
+    return [
+        MicroBatch(own.domain, own.number, own.samples[start : start + at_once])
+        for own in parts[rank::size]
+        for start in range(0, part, at_once)
+    ]
 
 
 def check_shares(config: Config, sizes: dict[Domain, int]) -> None:
@@ -91,8 +104,8 @@ def check_shares(config: Config, sizes: dict[Domain, int]) -> None:
     unit = train.micro_batch or 1
     good = [size for size in range(unit, 64 * max(sizes.values()) * unit + 1, unit) if _even(config, size, sizes)]
     near = sorted(sorted(good, key=lambda size: abs(size - train.batch_size))[:3])
-    groups = f"{sizes['video']} groups of processes"
-    if "image" in sizes:
+    groups = f"{next(iter(sizes.values()))} groups of processes"
+    if len(sizes) > 1:
         groups += f" ({sizes['image']} for images)"
     raise UserError(
         f"train.batch_size {train.batch_size} with train.micro_batch {train.micro_batch} cannot be shared out evenly "

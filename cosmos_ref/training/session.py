@@ -21,9 +21,9 @@ def check_writable(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable.{threading.get_native_id()}"
+        probe = out / f".writable.{threading.get_native_id()}"  # on several machines there may be two of that name
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {out} ({error.strerror}): give another --out") from error
 
@@ -42,22 +42,30 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def interruptible(quiet: bool) -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C only sets a flag, so that a step and a checkpoint are finished; the second one stops at once."""
+    """Within it Ctrl-C, or the SIGTERM of a cluster, only sets a flag: a step and a checkpoint are finished.
+
+    The second one stops at once.
+    """
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield lambda: False
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     caught = False
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def handle(*_: Any) -> None:
         nonlocal caught
         caught = True
-        signal.signal(signal.SIGINT, before)
+        restore()
         if not quiet:
             say("finishing this step; press Ctrl-C again to stop at once")
 
-    signal.signal(signal.SIGINT, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield lambda: caught
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

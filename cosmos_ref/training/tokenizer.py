@@ -229,11 +229,11 @@ def train_tokenizer(
                 record = advance(run, draw_videos(training, source, run.step).to(device), train, loss)
                 log.write(run.step, **record, clips_per_second=train.batch_size / (time.perf_counter() - started))
                 show(record)
-                stop = interrupted() or run.step == train.num_steps
-                if stop or run.step % train.checkpoint_every == 0:
+                stop = interrupted()
+                if stop or run.step == train.num_steps or run.step % train.checkpoint_every == 0:
                     last = save_run(run, training, source, out)
                     draw_losses(log.records, train.stage_2, out / "loss.png")
-                if interrupted():
+                if stop:
                     break
         log.close()
     assert last is not None

@@ -112,11 +112,14 @@ def _diverged(
     if broken:
         listed = ", ".join(map(str, broken))
         found = TrainingDiverged(
-            f"{message}The clips of {domain} samples {listed} are not finite: take them out of the data, and begin "
-            "again or go on from an older checkpoint"
+            f"{message}The clips of {domain} samples {listed} are not finite: take them out of the data, and "
+            "go on by --resume --changed"
         )
         found.at_fault = True
         return found
     if wrong:
         message += f"The error of {domain} samples {', '.join(map(str, wrong))} is not finite though their clips are. "
-    return TrainingDiverged(f"{message}Try a lower --train.learning-rate or a longer --train.warmup-steps")
+    return TrainingDiverged(
+        f"{message}Try a lower --train.learning-rate, with --resume --changed, or begin "
+        "again with a longer --train.warmup-steps"
+    )

@@ -130,6 +130,8 @@ def batches(language: str) -> str:
         split = split_processes(parallel, world, config.model.num_heads)
         clips = config.train.batch_size
         mine = share_out(plan_step(config, 0), 0, split.data)
+        with_images = replace(config, data=replace(config.data, image_share=1.0))
+        images = share_out(plan_step(with_images, 0), 0, world, split.cp)
         at_once = len(mine[0].samples) * -(-token_count(config) // split.cp)
         values = (
             title[i],
@@ -139,7 +141,7 @@ def batches(language: str) -> str:
             number(clips, language),
             f"{len(mine)} x {len(mine[0].samples)}",
             number(at_once, language),
-            number(clips * images_per_video(config) // world, language),
+            f"{len(images)} x {len(images[0].samples)}",
         )
         rows.append("| " + " | ".join(map(str, values)) + " |")
     return "\n".join(rows)

@@ -46,7 +46,7 @@ def attention_is_that_of_one_process(arrangements, limits):
 
 @pytest.mark.parametrize(
     ("ranks", "arrangements"),
-    [(2, [(8, 2), (8, 1), (5, 0)]), (4, [(8, 4), (8, 2), (8, 1), (5, 0)])],
+    [(2, [(8, 2), (8, 1), (5, 0)]), (4, [(8, 4), (8, 2), (8, 1), (5, 0), (40, 0), (40, 2)])],
 )
 def test_attention_over_slices_is_attention_and_so_are_its_gradients(ranks, arrangements):
     """Ulysses, ring, both; with 5 heads nothing can be exchanged. In float64, where sums of 64 terms err by 1e-15."""

@@ -10,12 +10,13 @@ import torch
 
 from cosmos_ref import worlds
 from cosmos_ref.checkpoint import find_checkpoint, read_checkpoint
-from cosmos_ref.config import PRESETS, ClipConfig, DataConfig
+from cosmos_ref.config import PRESETS, ClipConfig, DataConfig, ParallelConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.recipe.run import MEASURES, levels, run_recipe
 from cosmos_ref.training.sources import WorldSource, open_source
 from cosmos_ref.training.stages import Stage, grown
 from cosmos_ref.video_io import write_video
+from tests.ranks import run_ranks
 
 MICRO = PRESETS["micro"]
 STEPS = 6
@@ -58,6 +59,21 @@ def finished(tmp_path_factory):
 
 def weights(folder, group):
     return read_checkpoint(find_checkpoint(folder), [group]).tensors[group]
+
+
+def recipe_on_two(out):
+    from cosmos_ref.distributed.layout import ManyProcesses
+
+    layout = ManyProcesses(ParallelConfig(cp=2), MICRO.model.num_heads, torch.device("cpu"))
+    run_recipe(small_stages(), out, world, layout=layout, held_out=0, progress=False)
+
+
+def test_two_processes_that_share_clips_train_the_same_stages(finished, tmp_path):
+    run_ranks(recipe_on_two, 2, tmp_path, timeout=300)
+    for stage in ("1-first", "2-second"):
+        for name, tensor in weights(finished / stage, "ema").items():
+            # Twelve updates of AdamW, which divides small gradients by their own size: 1e-4 of weights of about one.
+            torch.testing.assert_close(weights(tmp_path / stage, "ema")[name], tensor, rtol=0, atol=1e-4)
 
 
 def test_each_stage_starts_from_the_average_of_the_one_before(finished):

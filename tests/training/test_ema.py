@@ -28,6 +28,16 @@ class Wanderer(nn.Module):
         self.clock = nn.Parameter(torch.zeros(1))
 
 
+def test_what_is_not_trained_is_its_own_average_and_takes_no_memory_of_its_own():
+    module = Wanderer()
+    module.still.requires_grad_(False)
+    average = PowerEMA(module, 0.1)
+    assert average.weights["still"].data_ptr() == module.still.data_ptr()
+    assert average.weights["walk"].data_ptr() != module.walk.data_ptr()
+    average.update(module, 0)
+    assert torch.equal(average.weights["still"], module.still)
+
+
 @pytest.fixture(scope="module")
 def wandered(tmp_path_factory):
     """A run of 200 updates with checkpoints at 150 and 200, and averages of other widths that it did not keep."""

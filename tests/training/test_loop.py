@@ -1,12 +1,15 @@
 """A training that is stopped, in whatever way, goes on as if nothing had happened, or says why it does not."""
 
 import dataclasses
+import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -75,9 +78,13 @@ def disturb(monkeypatch, step, action, config=CONFIG):
 
 def press_ctrl_c():
     """As Python does when the signal comes; sent twice to a process with threads, it may arrive once."""
-    handler = signal.getsignal(signal.SIGINT)
+    send(signal.SIGINT)
+
+
+def send(number):
+    handler = signal.getsignal(number)
     assert callable(handler)
-    handler(signal.SIGINT, None)
+    handler(number, None)
 
 
 def crash():
@@ -133,13 +140,16 @@ def test_a_crashed_run_is_resumed_to_the_bit(undisturbed, tmp_path, step):
     assert records(tmp_path) == records(undisturbed)
 
 
-def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint_to_resume_from(undisturbed, tmp_path, capsys, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_finishes_the_step_and_leaves_a_checkpoint_to_resume_from(
+    undisturbed, tmp_path, capsys, monkeypatch, number
+):
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        disturb(patch, 6, press_ctrl_c)
+        disturb(patch, 6, lambda: send(number))
         train(CONFIG, tmp_path, undisturbed_source(), progress=True)
     assert "--resume" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert find_checkpoint(tmp_path).name == "step_0000006"
     train(CONFIG, tmp_path, undisturbed_source(), resume=True, progress=False)
     assert tensor_files(tmp_path) == tensor_files(undisturbed)
@@ -161,6 +171,30 @@ def test_ctrl_c_in_the_last_step_is_no_interruption(undisturbed, tmp_path, monke
     disturb(monkeypatch, 10, press_ctrl_c)
     train(CONFIG, tmp_path, undisturbed_source(), progress=False)
     assert tensor_files(tmp_path) == tensor_files(undisturbed)
+
+
+def test_a_run_goes_on_with_other_numbers_only_where_that_is_asked_for(undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    slower = changed(CONFIG, learning_rate=CONFIG.train.learning_rate / 2, num_steps=11)
+    with pytest.raises(UserError, match=r"(?s)train\.learning_rate.*train\.num_steps") as error:
+        train(slower, tmp_path / "run", undisturbed_source(), resume=True, changed=False, progress=False)
+    assert "--changed" in str(error.value)
+    capsys.readouterr()
+    train(slower, tmp_path / "run", undisturbed_source(), resume=True, changed=True, progress=False)
+    assert "changed at step 10: train.learning_rate" in capsys.readouterr().err
+    assert records(tmp_path / "run")[:10] == records(undisturbed)
+    wider = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=64))
+    with pytest.raises(UserError, match=r"model\.width: 32, now 64") as error:
+        train(wider, tmp_path / "run", undisturbed_source(), resume=True, changed=True, progress=False)
+    assert "--changed" not in str(error.value)
+
+
+def test_a_full_disk_under_the_log_ends_in_what_to_do(tmp_path):
+    log = TrainingLog(tmp_path, 0)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    log.file = SimpleNamespace(name="train.jsonl", write=Mock(side_effect=full))
+    with pytest.raises(UserError, match=r"step 3 was not written into train\.jsonl.*make room, then --resume"):
+        log.write(3, loss=1.0)
 
 
 def test_a_half_written_log_line_is_dropped(undisturbed, tmp_path):

@@ -67,12 +67,12 @@ def test_samples_and_micro_batches_of_each_domain_are_numbered_without_gap_or_ov
         assert numbers[domain] == list(range(len(numbers[domain])))
 
 
-@given(divided, st.integers(1, 12), st.sampled_from([0.0, 1.0]), st.integers(0, 5))
-def test_the_processes_together_see_the_update_and_each_sees_as_much_as_any_other(sizes, processes, share, step):
+@given(divided, st.integers(1, 12), st.integers(1, 4), st.sampled_from([0.0, 1.0]), st.integers(0, 5))
+def test_the_processes_together_see_the_update_and_each_sees_as_much_as_any_other(sizes, processes, split, share, step):
     whole = plan_step(planned(*sizes, share), step)
     number_of = {sample: part.number for part in whole for sample in part.samples}
     try:
-        parts = [share_out(whole, rank, processes) for rank in range(processes)]
+        parts = [share_out(whole, rank, processes, split) for rank in range(processes)]
     except UserError:
         assert sum(len(part.samples) for part in whole) % processes or len(whole) % processes
         return
@@ -80,6 +80,18 @@ def test_the_processes_together_see_the_update_and_each_sees_as_much_as_any_othe
     assert sorted(seen) == list(number_of)
     assert len({(len(own), *(len(part.samples) for part in own)) for own in parts}) == 1
     assert all(number_of[sample] == part.number for own in parts for part in own for sample in part.samples)
+
+
+@given(divided, st.integers(1, 4), st.integers(1, 4))
+def test_images_at_once_are_no_more_tokens_than_what_a_process_has_of_a_video(sizes, groups, split):
+    """Unless a single image is more: it is not cut."""
+    whole = plan_step(planned(*sizes, share=1.0), 0)
+    try:
+        parts = share_out(whole, 0, groups * split, split)
+    except UserError:
+        return
+    videos = sizes[1]  # at once; an image has a third of a video's tokens
+    assert all(len(part.samples) * split <= 3 * videos or len(part.samples) == 1 for part in parts)
 
 
 def test_micro_batches_go_round_the_processes():
