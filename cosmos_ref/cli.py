@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
 
+from cosmos_ref.commands.build_engine import build_engine
 from cosmos_ref.commands.ema import ema
 from cosmos_ref.commands.export import export
 from cosmos_ref.commands.merge_lora import merge_lora
@@ -310,6 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
             "convert": convert,
             "tokenize": tokenize,
             "export": export,
+            "build-engine": build_engine,
             "merge-lora": merge_lora,
             "ema": ema,
         }
