@@ -137,14 +137,16 @@ class Bundle:
             if low <= size <= (size if high is None else high) and (size - limit["plus"]) % limit["multiple_of"] == 0:
                 continue
             bounds = f"{low} or more" if high is None else f"{low} to {high}" if low < high else f"{low}"
-            steps = f", {limit['plus']} + k * {limit['multiple_of']}" if limit["multiple_of"] > 1 else ""
+            if limit["multiple_of"] > 1 and low != high:
+                unit, plus = limit["multiple_of"], limit["plus"]
+                bounds += f", {plus} + k * {unit}" if plus else f" in multiples of {unit}"
             advice = ""
             if profile is not None:
                 others = [other for other in profiles if all(_within(profiles[other], n, s) for n, s in sizes.items())]
                 advice = f" in the profile {profile!r}; " + (
                     f"these sizes are in the profile {' and '.join(map(repr, others))}" if others else "no profile fits"
                 )
-            raise BundleError(f"{graph}: {name} ({limit['meaning']}) is {size}; accepted: {bounds}{steps}{advice}")
+            raise BundleError(f"{graph}: {name} ({limit['meaning']}) is {size}; accepted: {bounds}{advice}")
 
     def warm_up(self, sizes: Mapping[str, int]) -> None:
         """Run every graph once at these sizes, by the manifest's names, so that later calls take as long as any.

@@ -63,7 +63,7 @@ def read_manifest(path: Path, files: Iterable[str] | None = None) -> dict[str, A
     _check(manifest, _SCHEMA, str(file))
     forms = [form for graph in manifest["graphs"].values() for form in graph["variants"].values()]
     for name in [*manifest["files"], *(form[key] for form in forms for key in ("file", "weights") if form[key])]:
-        if not name or name != PurePosixPath(name).name or name != PureWindowsPath(name).name:
+        if name in ("", "..") or name != PurePosixPath(name).name or name != PureWindowsPath(name).name:
             raise BundleError(f"{file} names the file {name!r}: a bundle's files lie in its folder. Do not trust it")
     check_files(path, manifest["files"], manifest["files"] if files is None else files)
     return manifest

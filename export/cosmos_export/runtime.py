@@ -92,8 +92,6 @@ def _run(arguments: argparse.Namespace) -> None:
         fallback=arguments.fallback,
         say=_say,
     )
-    forms = f"{bundle.variants['denoiser']} denoiser, {bundle.variants['tokenizer_decoder']} tokenizer"
-    print(f"{bundle.manifest['preset']}: {forms}, {bundle.denoiser.name}", file=sys.stderr)
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     clip = bundle.config["clip"]
     text, null_text = _embeddings(arguments, bundle)
@@ -126,7 +124,8 @@ def _run(arguments: argparse.Namespace) -> None:
     write_mp4(arguments.out, result.video[0], fps)
     written = time.perf_counter() - begun
     _, count, height, width = result.video[0].shape
-    print(f"{arguments.out}: {count} frames of {height}x{width} at {fps:g} fps")
+    forms = f"{bundle.variants['denoiser']} denoiser, {bundle.variants['tokenizer_decoder']} tokenizer"
+    print(f"{arguments.out}: {count} frames of {height}x{width} at {fps:g} fps; {forms}, {bundle.denoiser.name}")
     print(timings(loaded, result.seconds, written))
 
 
