@@ -62,10 +62,13 @@ def build_engines(
         except NotInstalled as error:
             raise BundleError(f"{error}. {_elsewhere(manifest, bundle, wanted, profile, rtx)}") from error
         plan = plan_of(read_card(card_of(path)))
-        fused = plan.attention["fused"]
-        attention = f", {fused} fused attentions" if fused else ""
-        lines.append(f"{path}: {path.stat().st_size / 1e6:.0f} MB for {plan.target}{attention}; built, not run")
+        kernels = f", {_listed(plan.kernels)}" if plan.kernels else ""
+        lines.append(f"{path}: {path.stat().st_size / 1e6:.0f} MB for {plan.target}{kernels}; built, not run")
     return lines
+
+
+def _listed(kernels: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in kernels.items())
 
 
 def _elsewhere(manifest: Mapping[str, Any], bundle: Path, wanted: Mapping[str, str], profile: str, rtx: bool) -> str:

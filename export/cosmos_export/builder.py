@@ -4,7 +4,7 @@ Precision is in the graph: engines are strongly typed, and TF32 is off.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,7 +103,8 @@ def build_engine(
         optimization_level=options.optimization_level,
         inputs=inputs,
         outputs=[{key: port[key] for key in ("name", "dtype", "dims")} for port in entry["outputs"]],
-        attention={"operators": _attentions(network), "fused": None},
+        attentions=_attentions(network),
+        kernels=None,
     )
     _set_flags(trt, config, options)
     if rtx:
@@ -120,9 +121,7 @@ def build_engine(
         raise _failed(trt, model.name, logger.errors)
     if cache is not None:
         cache.save()
-    if logger.layers is not None:
-        plan.attention["fused"] = sum("mha" in name for name in logger.layers)
-    return plan.write(memoryview(made), out)
+    return replace(plan, kernels=logger.kernels).write(memoryview(made), out)
 
 
 def find_form(manifest: Mapping[str, Any], bundle: Path, graph: str, variant: str, profile: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ All that needs a GPU goes through here, so that tests can put something else in 
 """
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -48,21 +49,32 @@ def load_tensorrt(library: str) -> ModuleType:
 
 
 def messages(trt: ModuleType) -> Any:
-    """A logger of TensorRT that prints nothing: `errors` and the `layers` of the engine that was built are kept."""
+    """A logger of TensorRT that prints nothing: `errors` are kept, and the `kernels` of the engine that was built."""
 
     class Messages(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
-            self.layers: list[str] | None = None
+            self.kernels: dict[str, int] | None = None
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(msg)
             elif msg.startswith("Layers:"):
-                self.layers = [line[6:].split(",")[0] for line in msg.splitlines() if line.startswith("Name: ")]
+                self.kernels = count_kernels(msg.splitlines())
 
     return Messages()
+
+
+def count_kernels(layers: Sequence[str]) -> dict[str, int]:
+    """Kernels that matter, of the layers as TensorRT lists them when it has built an engine."""
+    products = [line for line in layers if "LayerType: gemm," in line]
+    inputs = [line.partition("Outputs:")[0] for line in products]
+    return {
+        "fused_attentions": sum("mha" in line.partition(",")[0] for line in layers),
+        "products": len(products),
+        "products_in_8_bits": sum("Datatype: Int8" in line or "Datatype: FP8" in line for line in inputs),
+    }
 
 
 class Cuda:

@@ -38,8 +38,10 @@ class Plan:
     inputs: list[dict[str, Any]]
     """`name`, `dtype`, `dims` of every input, and its smallest, usual and largest shape: `min`, `opt`, `max`."""
     outputs: list[dict[str, Any]]
-    attention: dict[str, int | None]
-    """Attention operators of the graph, and how many kernels of the engine are a fused attention (null: not told)."""
+    attentions: int
+    """Fused attention operators in the graph."""
+    kernels: dict[str, int] | None
+    """What the engine is made of: `fused_attentions`, `products`, `products_in_8_bits`; null where it is not told."""
 
     @property
     def target(self) -> str:

@@ -33,7 +33,7 @@ ENGINES = {
     ("tokenizer_decoder", "fp32"): "preview",
 }
 """All graphs that TensorRT is to take, and the profile that the test builds them for: a wide one where sizes vary."""
-FUSED = {"fp16", "bf16"}
+FUSED, EIGHT_BITS = {"fp16", "bf16"}, {"int8", "fp8"}
 SOON = Options(optimization_level=0)
 TARGET = "8.9"
 
@@ -62,7 +62,10 @@ def test_a_graph_becomes_an_engine_with_the_manifests_inputs_and_fused_attention
             assert port[which] == [limits[which].get(dim, dim) for dim in port["dims"]]
     # a self-attention and a cross-attention in every block, each of them one kernel; elsewhere there are none
     attentions = 2 * exported.config.model.depth if graph == "denoiser" and variant in FUSED else 0
-    assert plan.attention == {"operators": attentions, "fused": attentions}
+    assert plan.kernels and (plan.attentions, plan.kernels["fused_attentions"]) == (attentions, attentions)
+    # products of one input are merged; six are left in every block: q k v, out, q, out, and the two of the MLP
+    products = plan.kernels["products_in_8_bits"]
+    assert products >= 6 * exported.config.model.depth if variant in EIGHT_BITS else products == 0
 
 
 def with_graph(exported, folder, proto, graph="tokenizer_decoder", ports=None):
@@ -99,11 +102,12 @@ def attention(dtype):
 
 
 def test_fused_attention_is_refused_in_float32_alone_so_float32_ships_without_it(exported, tmp_path):
-    for name, dtype, fused in (("fp16", TensorProto.FLOAT16, 1), ("bf16", TensorProto.BFLOAT16, 1)):
+    for name, dtype in (("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)):
         model, ports = attention(dtype)
         bundle = with_graph(exported, tmp_path / name, model, ports=ports)
         path = build_engine(bundle, "tokenizer_decoder", "fp32", "native", trt, capability=TARGET, options=SOON)
-        assert read_plan(path).attention == {"operators": 1, "fused": fused}
+        plan = read_plan(path)
+        assert plan.kernels and plan.attentions == plan.kernels["fused_attentions"] == 1
     model, ports = attention(TensorProto.FLOAT)
     bundle = with_graph(exported, tmp_path / "fp32", model, ports=ports)
     with pytest.raises(EngineFailure, match=r"fused attention is for 16 bits.*opset 22"):

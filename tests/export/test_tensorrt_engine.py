@@ -197,7 +197,8 @@ PLAN = Plan(
         dict(name="sigma", dtype="float32", dims=["batch"], min=[1], opt=[2], max=[4]),
     ],
     outputs=[dict(name="y", dtype="float32", dims=["batch", "width"])],
-    attention={"operators": 0, "fused": None},
+    attentions=0,
+    kernels=None,
 )
 
 
