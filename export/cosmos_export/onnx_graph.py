@@ -1,15 +1,25 @@
 """Walking and writing an ONNX graph: who makes a value, who reads it, which weight is behind it."""
 
+import json
+import struct
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 LAYOUT_OPS = ("Transpose", "Cast", "DequantizeLinear", "Identity")
 """What may stand between a stored weight and its use."""
+STORED = {
+    "F32": TensorProto.FLOAT,
+    "F16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "I8": TensorProto.INT8,
+    "F8_E4M3": TensorProto.FLOAT8E4M3FN,
+}
+"""Number formats by their names in a safetensors file."""
 
 
 class GraphError(RuntimeError):
@@ -40,7 +50,7 @@ class Walk:
     def constant(self, name: str) -> np.ndarray | None:
         """The value of a constant in the graph itself."""
         tensor = self.initializers.get(name)
-        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
             return None
         return numpy_helper.to_array(tensor)
 
@@ -49,7 +59,7 @@ class Walk:
         while (node := self.made_by(name, *LAYOUT_OPS)) is not None:
             name = node.input[0]
         tensor = self.initializers.get(name)
-        return name if tensor is not None and tensor.data_location == onnx.TensorProto.EXTERNAL else None
+        return name if tensor is not None and tensor.data_location == TensorProto.EXTERNAL else None
 
 
 def attribute(node: onnx.NodeProto, name: str) -> Any:
@@ -57,13 +67,25 @@ def attribute(node: onnx.NodeProto, name: str) -> Any:
     return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
 
 
-def point_into(tensor: onnx.TensorProto, file: str, offset: int, length: int) -> None:
-    """Let an initializer be a part of a file beside the graph."""
-    tensor.ClearField("raw_data")
-    del tensor.external_data[:]
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", file), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
+def attach(proto: onnx.ModelProto, path: Path) -> None:
+    """Let the initializers be what a safetensors file beside the graph holds under their names.
+
+    The weights are stored once: the graph points into that file, and takes number format and shape from it.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    for tensor in proto.graph.initializer:
+        name, entry = tensor.name, header.get(tensor.name)
+        if entry is None:
+            continue
+        begin, end = entry["data_offsets"]
+        tensor.Clear()
+        tensor.name, tensor.data_type = name, STORED[entry["dtype"]]
+        tensor.dims.extend(entry["shape"])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", path.name), ("offset", 8 + length + begin), ("length", end - begin)):
+            tensor.external_data.add(key=key, value=str(value))
 
 
 def prune(proto: onnx.ModelProto) -> onnx.ModelProto:
