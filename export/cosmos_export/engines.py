@@ -26,7 +26,11 @@ Optimise = Literal["all", "basic", "none"]
 Ports = Sequence[Mapping[str, Any]]
 """Inputs of a graph as in the manifest: `name`, `dims` (a number, or the name of a size that varies), `dtype`."""
 
-_PACKAGES = re.compile(r"onnxruntime([-_.](gpu|directml|openvino|qnn|rocm|migraphx|cann|training))?", re.IGNORECASE)
+_PACKAGES = [
+    "onnxruntime",
+    *(f"onnxruntime-{kind}" for kind in ("gpu", "directml", "openvino", "qnn", "rocm", "training")),
+]
+"""All of them bring the same import name, so that the files of one lie over those of another."""
 _DTYPES = {"float": "float32", "double": "float64"}
 _OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation", re.I)
 _WEIGHTY = {"MatMul", "Gemm", "Conv", "Softmax", "Attention", "MultiHeadAttention", "FusedMatMul", "FusedConv"}
@@ -98,11 +102,7 @@ def onnx_runtime() -> ModuleType:
     Raises:
         BundleError: if there is none, or two that overwrite each other's files.
     """
-    found = {}
-    for package in metadata.distributions():
-        name = package.metadata["Name"] or ""
-        if _PACKAGES.fullmatch(name):
-            found[re.sub(r"[-_.]+", "-", name).lower()] = package.version
+    found = {name: package.version for name in _PACKAGES for package in metadata.distributions(name=name)}
     if len(found) > 1:
         listed = " and ".join(f"{name} {version}" for name, version in sorted(found.items()))
         raise BundleError(
