@@ -222,7 +222,8 @@ class _TimingCache:
             stored = path.read_bytes() if path.is_file() else b""
         except OSError as error:
             raise BundleError(f"the timing cache {path} cannot be read: {error}") from error
-        if not config.set_timing_cache(config.create_timing_cache(stored), False):
+        cache = config.create_timing_cache(stored)
+        if cache is None or not config.set_timing_cache(cache, False):
             raise BundleError(f"the timing cache {path} is of another GPU or version: delete it, or name another one")
 
     def save(self) -> None:

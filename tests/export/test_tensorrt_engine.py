@@ -498,3 +498,19 @@ def test_the_calls_of_cuda_are_calls_that_it_has():
     called = set(re.findall(r'"(cuda[A-Z]\w+)"', source))
     assert len(called) > 10 and all(hasattr(runtime, name) for name in called)
     assert hasattr(runtime.cudaStreamCaptureMode, "cudaStreamCaptureModeThreadLocal")
+
+
+def test_without_a_driver_every_call_of_cuda_fails_in_cudas_words_so_its_arguments_were_taken():
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
+        pytest.skip("with a driver, these addresses would be read")
+    cuda = Cuda.__new__(Cuda)
+    cuda._runtime, cuda._device = runtime, 0
+    array, nothing = np.zeros(3, "f4"), runtime.cudaGraphExec_t()
+    for call in (
+        cuda.gpu, cuda.stream, lambda: cuda.wait(7), lambda: cuda.allocate(8), lambda: cuda.free(8),
+        lambda: cuda.upload(array, 8, 7), lambda: cuda.download(8, array, 7), lambda: cuda.begin_recording(7),
+        lambda: cuda.end_recording(7), lambda: cuda.replay(nothing, 7), lambda: cuda.drop(nothing),
+    ):  # fmt: skip
+        with pytest.raises(EngineFailure, match="cudaErrorInsufficientDriver"):
+            call()
