@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cosmos_export import runtime, solvers
-from cosmos_export.bundle import Bundle, fixed_sizes
+from cosmos_export.bundle import Bundle, choose_variant, fixed_sizes
 from cosmos_export.compare import CALL_LIMIT, SAMPLING_LIMIT, compare, compare_sampling, torch_call
 from cosmos_export.errors import BundleError
 from cosmos_export.sampling import give_frames, guided, sample
@@ -183,6 +183,44 @@ def test_a_clip_depends_on_its_seed_and_place_not_on_its_neighbours(exported):
     alone = sample(exported.bundle, PROMPTS[:1], seed=2).x0
     assert compare("first", together[:1], alone, SAMPLING_LIMIT).ok
     assert not compare("seed", alone, sample(exported.bundle, PROMPTS[:1], seed=3).x0, SAMPLING_LIMIT).ok
+
+
+FORMS = {
+    "cpu": ["onnxruntime"],
+    "fp32": ["onnxruntime", "tensorrt"],
+    "bf16": ["tensorrt"],
+    "int8": ["tensorrt"],
+}
+
+
+@pytest.mark.parametrize("wanted, backend, on_cpu, taken", [
+    (None, "onnxruntime", True, "cpu"),  # the bundle's default
+    (None, "onnxruntime", False, "fp32"),  # which is not for a GPU
+    (None, "tensorrt", False, "fp32"),
+    ("fp32", "onnxruntime", True, "fp32"),
+    ("bf16", "tensorrt", False, "bf16"),
+    ("bf16", "onnxruntime", False, "runs on tensorrt, not on onnxruntime; these do: cpu, fp32"),
+    ("cpu", "tensorrt", False, "runs on onnxruntime, not on tensorrt; these do: fp32, bf16, int8"),
+    ("fp64", "onnxruntime", True, "no variant 'fp64'; it has: cpu, fp32, bf16, int8"),
+])  # fmt: skip
+def test_a_variant_is_the_one_asked_for_or_the_first_that_runs_here(wanted, backend, on_cpu, taken):
+    forms = {name: {"engines": runs_on} for name, runs_on in FORMS.items()}
+    manifest = {"default": {"denoiser": "cpu"}, "graphs": {"denoiser": {"variants": forms}}}
+    if taken in FORMS:
+        assert choose_variant(manifest, "denoiser", wanted, backend, on_cpu) == taken
+    else:
+        with pytest.raises(BundleError, match=taken):
+            choose_variant(manifest, "denoiser", wanted, backend, on_cpu)
+
+
+def test_a_tokenizer_without_the_variant_of_the_denoiser_is_taken_in_its_own():
+    halves = {"denoiser": ["fp32", "int8"], "tokenizer_decoder": ["fp32", "fp16"]}
+    both_run = {"engines": ["tensorrt"]}
+    manifest = {
+        "default": dict.fromkeys(halves, "fp32"),
+        "graphs": {name: {"variants": dict.fromkeys(forms, both_run)} for name, forms in halves.items()},
+    }
+    assert [choose_variant(manifest, name, "int8", "tensorrt", False) for name in halves] == ["int8", "fp32"]
 
 
 def test_a_profile_of_one_size_samples_the_same_and_takes_no_other(exported):
