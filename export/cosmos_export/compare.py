@@ -36,9 +36,21 @@ class Contract(NamedTuple):
 
 
 FLOAT32 = Contract(Limit(CALL_LIMIT), Limit(SAMPLING_LIMIT))
-HALF = Contract(Limit(0.9995, "cosine"), Limit(35.0, "psnr"))
-LIMITS: dict[str, Contract] = {"fp32": FLOAT32, "cpu": FLOAT32, "fp16": HALF, "bf16": HALF}
-"""The contract of every variant."""
+SAMPLING_PSNR = Limit(35.0, "psnr")
+"""What differs by less is not seen. Single clips may be 10 dB worse than the mean: at strong noise, where a clip is
+decided, a small difference can lead to another one."""
+LIMITS: dict[str, Contract] = {
+    "fp32": FLOAT32,
+    "cpu": FLOAT32,
+    "fp16": Contract(Limit(0.9995, "cosine"), SAMPLING_PSNR),
+    "bf16": Contract(Limit(0.9995, "cosine"), SAMPLING_PSNR),
+    "int8": Contract(Limit(0.99, "cosine"), SAMPLING_PSNR),
+    "fp8": Contract(Limit(0.985, "cosine"), SAMPLING_PSNR),
+    "cpu-int8": Contract(Limit(0.995, "cosine"), SAMPLING_PSNR),
+}
+"""The contract of every variant. That of 8 bits is measured on the trained tiny: the worst of 12 random inputs and 32
+clips over all noise levels has 0.9941 in int8, 0.9928 in fp8 and 0.9986 in cpu-int8, and samplings of 35 steps have 52,
+50 and 54 dB (bf16: 43). Errors of single calls about twice as large are let through."""
 
 
 @dataclass(frozen=True)

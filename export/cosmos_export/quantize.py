@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cosmos_export.onnx_graph import STORED, GraphError, Walk, attach, open_graph, prune, save
-from cosmos_export.rewrite import fuse_attention
+from cosmos_export.rewrite import fuse_for_cpu, fuse_for_engines
 
 INT8, FP8 = np.dtype(np.int8), np.dtype(ml_dtypes.float8_e4m3fn)
 STATIC = {"int8": INT8, "fp8": FP8}
@@ -57,14 +57,14 @@ def make_variant(variant: str, fp32_graph: Path, calibration: Sequence[Mapping[s
     """
     proto, path = onnx.load(fp32_graph, load_external_data=False), folder / f"{fp32_graph.stem}.{variant}.onnx"
     if variant == "cpu":
-        return save(fuse_attention(proto), path)
+        return save(fuse_for_cpu(proto), path)
     stored = {
         tensor.name: read_weight(tensor, fp32_graph.parent)
         for tensor in proto.graph.initializer
         if tensor.data_location == TensorProto.EXTERNAL
     }
     if variant == "cpu-int8":
-        quantize_dynamically(fuse_attention(proto), stored)
+        quantize_dynamically(fuse_for_cpu(proto), stored)
     else:
         quantize_statically(proto, stored, STATIC[variant], calibration, fp32_graph.parent)
     write_weights(path.with_suffix(".safetensors"), stored)
@@ -116,11 +116,15 @@ def quantize_statically(
     calibration: Sequence[Mapping[str, np.ndarray]],
     folder: Path,
 ) -> None:
-    """Round weights and inputs of the linear layers to 8 bits, by pairs that engines turn into products in 8 bits."""
+    """Round weights and inputs of the linear layers to 8 bits, by pairs that engines turn into products in 8 bits.
+
+    Attention becomes one operator in float16, as engines have none in float32.
+    """
     layers = linear_layers(proto)
     weights = {layer.weight for layer in layers}
     readers = {layer.node.name for layer in layers}
     largest = largest_magnitudes(proto, folder, list(dict.fromkeys(layer.x for layer in layers)), calibration)
+    fuse_for_engines(proto)
     nodes, done = list(proto.graph.node), set()
     del proto.graph.node[:]
 

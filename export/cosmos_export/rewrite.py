@@ -1,10 +1,10 @@
-"""The `cpu` variant: attention as one operator, which ONNX Runtime computes without all scores in memory at once."""
+"""Attention as one operator, in place of products and a softmax with all scores in memory at once."""
 
 from typing import NamedTuple
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from cosmos_export.onnx_graph import GraphError, Walk, attribute, prune
 
@@ -24,14 +24,18 @@ class Attention(NamedTuple):
     k: str
     """Keys `B N M K`."""
     v: str
-    """Values `B M D`, before the heads are split."""
+    """Values `B N M K`."""
+    values: str
+    """The same before the heads are split, `B M D`."""
     num_heads: int
     scale: float
+    heads: str
+    """What comes out, `B N L K`."""
     out: str
-    """What comes out, `B L D`."""
+    """The same with the heads merged, `B L D`."""
 
 
-def fuse_attention(proto: onnx.ModelProto) -> onnx.ModelProto:
+def fuse_for_cpu(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Let com.microsoft.MultiHeadAttention do what MatMul, Softmax and MatMul did. Changes and returns the graph.
 
     Queries, keys and values go in as `B L D`: with the heads apart, the same operator takes a slower way.
@@ -40,15 +44,7 @@ def fuse_attention(proto: onnx.ModelProto) -> onnx.ModelProto:
         GraphError: if there is not one self-attention and one cross-attention for every block, and nothing else.
     """
     walk = Walk(proto)
-    softmaxes = [node for node in proto.graph.node if node.op_type == "Softmax"]
-    found = {match.out: match for node in softmaxes if (match := find_attention(walk, node)) is not None}
-    blocks = sum(name.endswith("self_attention.to_v.weight") for name in walk.initializers)
-    counts = {kind: sum(match.kind == kind for match in found.values()) for kind in KINDS}
-    if len(softmaxes) != len(found) or set(counts.values()) != {blocks} or not blocks:
-        raise GraphError(
-            f"the graph has {blocks} blocks and {len(softmaxes)} softmaxes; known as attention are {counts}: export it "
-            "again with this version, at opset 22"
-        )
+    found = {match.out: match for match in find_attentions(walk, proto)}
     nodes = list(proto.graph.node)
     del proto.graph.node[:]
     swapped: dict[str, str] = {}
@@ -64,7 +60,7 @@ def fuse_attention(proto: onnx.ModelProto) -> onnx.ModelProto:
             proto.graph.node.append(helper.make_node("Reshape", [first, MERGE], [tokens[-1]], f"node_{tokens[-1]}"))
         attend = helper.make_node(
             "MultiHeadAttention",
-            [*tokens, match.v],
+            [*tokens, match.values],
             [match.out],
             f"node_{match.out}",
             domain="com.microsoft",
@@ -75,6 +71,54 @@ def fuse_attention(proto: onnx.ModelProto) -> onnx.ModelProto:
     proto.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), MERGE))
     proto.opset_import.add(domain="com.microsoft", version=1)
     return prune(proto)
+
+
+def fuse_for_engines(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Let ONNX's own Attention do it, in float16, for which engines have a kernel. Changes and returns the graph.
+
+    Queries and keys are normalised and so are of order one, values are of the order of activations: float16 holds them.
+
+    Raises:
+        GraphError: as `fuse_for_cpu`.
+    """
+    found = {match.heads: match for match in find_attentions(Walk(proto), proto)}
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    for node in nodes:
+        match = found.get(node.output[0])
+        if match is None:
+            proto.graph.node.append(node)
+            continue
+        half = [f"{match.heads}_{part}" for part in "qkv"]
+        for wide, narrow in zip((match.q, match.k, match.v), half, strict=True):
+            proto.graph.node.append(
+                helper.make_node("Cast", [wide], [narrow], f"node_{narrow}", to=TensorProto.FLOAT16)
+            )
+        out = f"{match.heads}_half"
+        proto.graph.node.append(helper.make_node("Attention", half, [out], f"node_{out}", scale=match.scale))
+        back = helper.make_node("Cast", [out], [match.heads], f"node_{match.heads}", to=TensorProto.FLOAT)
+        proto.graph.node.append(back)
+    (opset,) = (opset for opset in proto.opset_import if opset.domain == "")
+    opset.version = 23  # of Attention; what else is in the graph is the same as in 22
+    return prune(proto)
+
+
+def find_attentions(walk: Walk, proto: onnx.ModelProto) -> list[Attention]:
+    """All of a denoiser's.
+
+    Raises:
+        GraphError: if there is not one self-attention and one cross-attention for every block, and nothing else.
+    """
+    softmaxes = [node for node in proto.graph.node if node.op_type == "Softmax"]
+    found = [match for node in softmaxes if (match := find_attention(walk, node)) is not None]
+    blocks = sum(name.endswith("self_attention.to_v.weight") for name in walk.initializers)
+    counts = {kind: sum(match.kind == kind for match in found) for kind in KINDS}
+    if len(softmaxes) != len(found) or set(counts.values()) != {blocks} or not blocks:
+        raise GraphError(
+            f"the graph has {blocks} blocks and {len(softmaxes)} softmaxes; known as attention are {counts}: export it "
+            "again with this version, at opset 22"
+        )
+    return found
 
 
 def find_attention(walk: Walk, softmax: onnx.NodeProto) -> Attention | None:
@@ -100,7 +144,8 @@ def find_attention(walk: Walk, softmax: onnx.NodeProto) -> Attention | None:
     kind = next((kind for kind in KINDS if weight and weight.endswith(f"{kind}.to_v.weight")), None)
     if heads is None or kind is None:
         return None
-    return Attention(kind, q, k, split.input[0], int(heads[0]), q_scale * k_scale, merge.output[0])
+    ends = weighted.output[0], merge.output[0]
+    return Attention(kind, q, k, v.output[0], split.input[0], int(heads[0]), q_scale * k_scale, *ends)
 
 
 def _unscaled(walk: Walk, name: str) -> tuple[str, float]:
