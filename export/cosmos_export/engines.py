@@ -282,7 +282,7 @@ class OnnxRuntimeEngine:
         not_recorded = ort.RunOptions()
         not_recorded.add_run_config_entry("gpu_graph_id", "-1")
         first = np.asarray(self.session.run(None, inputs, not_recorded)[0])
-        device = "cpu" if self.session.get_providers()[0] == CPU else "cuda"
+        device = "cuda" if self.session.get_providers()[0] in PROVIDERS["tensorrt"] else "cpu"
         places = {name: ort.OrtValue.ortvalue_from_numpy(array.copy(), device, 0) for name, array in inputs.items()}
         output = ort.OrtValue.ortvalue_from_numpy(first.copy(), device, 0)
         binding = self.session.io_binding()
