@@ -3,6 +3,7 @@
 import json
 import struct
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,26 @@ def open_graph(proto: onnx.ModelProto, folder: Path, *, optimise: bool = True, t
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def outputs_of_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str]:
+    """Names of the values that leave linear layers whose names end so, by the layer's name, in the order of the graph.
+
+    Raises:
+        GraphError: if there are none.
+    """
+    walk, found = Walk(proto), {}
+    for node in proto.graph.node:
+        weight = walk.weight(node.input[1]) if node.op_type in ("MatMul", "MatMulInteger") else None
+        layer = (weight or "").removesuffix(".weight")
+        if not layer.endswith(tuple(layers)):
+            continue
+        out = node.output[0]
+        while (scaled := walk.read_by(out, "Cast", "Mul")) is not None and node.op_type == "MatMulInteger":
+            out = scaled.output[0]
+            if scaled.op_type == "Mul":
+                break
+        found[layer] = out
+    if not found:
+        raise GraphError(f"the graph has no layer called {' or '.join(layers)}: export it again with this version")
+    return found
