@@ -19,6 +19,7 @@ from cosmos_ref.commands.export import export
 from cosmos_ref.commands.merge_lora import merge_lora
 from cosmos_ref.commands.plan import plan
 from cosmos_ref.commands.prepare import prepare
+from cosmos_ref.commands.verify import verify
 from cosmos_ref.config import preset as preset_called
 from cosmos_ref.errors import EVERYWHERE, UserError
 from cosmos_ref.interop.names import Layout
@@ -311,6 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
             "convert": convert,
             "tokenize": tokenize,
             "export": export,
+            "verify": verify,
             "build-engine": build_engine,
             "merge-lora": merge_lora,
             "ema": ema,
