@@ -49,9 +49,9 @@ LIMITS: dict[str, Contract] = {
     "cpu-int8": Contract(Limit(0.995, "cosine"), SAMPLING_PSNR),
 }
 """The contract of every variant. That of 8 bits is measured on the trained tiny. On clips of our world, over all noise
-levels, the worst of 32 calls has 0.997 in int8, 0.994 in fp8, 0.9994 in cpu-int8; samplings of 35 steps 52, 50 and 54 dB
-(bf16: 43). Random inputs are unlike anything it was trained on, and magnify what rounding does: the worst of 80 has
-0.993, 0.971 and 0.9976 (bf16: 0.9995). An error is let through that is one and a half times as large as that."""
+levels, the worst of 32 calls has 0.997 in int8, 0.994 in fp8, 0.9994 in cpu-int8; samplings of 35 steps have 52, 50 and
+54 dB (bf16: 43). Random inputs are unlike anything it was trained on and magnify what rounding does: the worst of 80
+has 0.993, 0.971 and 0.9976 (bf16: 0.9995). An error is let through that is one and a half times as large as that."""
 
 
 @dataclass(frozen=True)
