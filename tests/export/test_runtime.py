@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from cosmos_ref.conditioning import condition
 from cosmos_ref.conditioning.text import WordsEncoder, build_text_encoder
 from cosmos_ref.conditioning.text_table import TextTable, write_text_table
 from cosmos_ref.config import preset
@@ -31,6 +32,16 @@ from cosmos_ref.pipelines.world_model import in_memory
 PROMPTS = ["a red marble falls", "two blue marbles", None, "four", "five green marbles"]
 
 
+ARGUMENTS = {"solver", "num_steps", "guidance", "augment_sigma", "seed"}
+"""What a request may say; the other conventions are the preset's."""
+
+
+def with_settings(bundle, settings):
+    """A bundle of a preset that is sampled otherwise."""
+    config = bundle.config | {"sample": bundle.config["sample"] | settings}
+    return dataclasses.replace(bundle, manifest=bundle.manifest | {"config": config})
+
+
 def both(exported, prompts, given_video=None, frames=5, height=16, width=16, fps=24.0, **settings):
     """The same request to the pipelines in PyTorch and to the bundle."""
     config = dataclasses.replace(exported.config, sample=dataclasses.replace(exported.config.sample, **settings))
@@ -40,11 +51,10 @@ def both(exported, prompts, given_video=None, frames=5, height=16, width=16, fps
         theirs = text2world(model, prompts, clip, config.sample)
     else:
         theirs = video2world(model, torch.from_numpy(given_video), prompts, clip, config.sample)
-    manifest = exported.bundle.manifest
-    manifest = manifest | {"config": manifest["config"] | {"sample": dataclasses.asdict(config.sample)}}
-    bundle = dataclasses.replace(exported.bundle, manifest=manifest)
-    ours = sample(bundle, prompts, given_video=given_video, frames=frames, height=height, width=width, fps=fps)
-    return theirs, ours
+    asked = {name: settings[name] for name in settings if name in ARGUMENTS}
+    bundle = with_settings(exported.bundle, {name: settings[name] for name in settings if name not in ARGUMENTS})
+    size = dict(frames=frames, height=height, width=width, fps=fps)
+    return theirs, sample(bundle, prompts, given_video=given_video, **size, **asked)
 
 
 BYTE = 1 / 255
@@ -155,9 +165,7 @@ def test_a_sample_rounded_to_bfloat16_is_rounded_after_every_step(exported):
     ("last_sigma", "nothing"), ("initial_noise", "none"), ("given_noise", "stale"), ("state", "fp8"), ("solver", "dpm"),
 ])  # fmt: skip
 def test_a_convention_that_is_not_known_is_refused_by_name(exported, name, value):
-    config = exported.bundle.manifest["config"]
-    config = config | {"sample": config["sample"] | {name: value}}
-    bundle = dataclasses.replace(exported.bundle, manifest=exported.bundle.manifest | {"config": config})
+    bundle = with_settings(exported.bundle, {name: value})
     with pytest.raises(BundleError, match=f"{name} '{value}'"):
         sample(bundle, given_video=film(1, 1))
 
@@ -331,11 +339,24 @@ def test_the_engine_library_is_loaded_with_the_first_graph_and_not_before():
     assert run.stdout == "False\n"  # TensorRT's engines run without it
 
 
-def test_an_exported_preset_samples_as_the_preset_says(exported):
-    assert exported.bundle.config["sample"]["num_steps"] == preset("micro").sample.num_steps
-    counted = []
-    sample(exported.bundle, progress=lambda steps: counted.extend(steps) or steps)
-    assert len(counted) == preset("micro").sample.num_steps
+def test_what_a_request_leaves_out_is_as_the_preset_says(exported):
+    assert exported.bundle.config["sample"] == dataclasses.asdict(preset("micro").sample)
+    other = dict(solver="heun", num_steps=3, guidance=2.5, augment_sigma=0.3, seed=8)
+    asked = sample(exported.bundle, given_video=film(1, 1), **other).x0
+    left_out = sample(with_settings(exported.bundle, other), given_video=film(1, 1))
+    assert (left_out.x0 == asked).all() and len(left_out.seconds.steps) == 3
+    clip = exported.bundle.config["clip"]
+    assert left_out.video.shape == (1, 3, clip["frames"], clip["height"], clip["width"])
+
+
+@given(st.integers(0, 3), st.floats(0, 2), st.integers(0, 1000))
+def test_the_denoiser_is_told_of_given_frames_as_in_the_pipelines(given_frames, augment_sigma, seed):
+    x0, noise = np.random.default_rng(seed).standard_normal((2, 2, 4, 3, 2, 2), dtype=np.float32)
+    counts, levels = torch.full((2,), given_frames), torch.full((2,), augment_sigma)
+    theirs = condition.give_frames({}, torch.from_numpy(x0), counts, levels, torch.from_numpy(noise))
+    ours = give_frames(x0, given_frames, augment_sigma, noise)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name].numpy()).all() for name in ours)
 
 
 @pytest.mark.slow

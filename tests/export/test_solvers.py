@@ -164,6 +164,19 @@ def test_the_loop_is_the_pipelines_loop(solver, conventions):
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=2**-8 if settings.state == "bf16" else 1e-12)
 
 
+def test_a_rounded_sample_is_rounded_before_every_call_and_the_first_one_too():
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return x / (1 + sigma**2)
+
+    start = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    solvers.integrate(denoise, start, [80.0, 3.0, 0.5, 0.0], "euler", initial_noise="total", state="bf16")
+    assert (seen[0] == solvers.bf16(solvers.initial_std(80.0, 1.0) * start)).all()
+    assert len(seen) == 3 and all((x == solvers.bf16(x)).all() for x in seen)
+
+
 @given(st.floats(width=32, allow_nan=False))
 def test_bfloat16_rounds_as_pytorch_rounds(value):
     ours = solvers.bf16(np.array([value], np.float32))
