@@ -50,7 +50,7 @@ def verify(
     """
     try:
         from cosmos_export.errors import BundleError
-        from cosmos_export.verify import levels_of, report, show, verify_bundle, write_json
+        from cosmos_export.verify import check_json, levels_of, report, show, verify_bundle, write_json
     except ImportError as error:
         raise UserError(
             f"verifying needs another package ({error}): pip install 'cosmos-ref[export]' ./export"
@@ -61,6 +61,7 @@ def verify(
             "comparing with PyTorch needs --weights, the folder that the bundle was exported from, and only that does"
         )
     try:
+        check_json(json)
         side = reference if weights is None else torch_side(weights)
         place = dict(backend=backend, provider=provider, profile=profile, threads=threads)
         result = verify_bundle(bundle, variants, side, layers=layers, steps=steps, say=show, **place)

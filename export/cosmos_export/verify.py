@@ -8,6 +8,7 @@ Exit code 0: the contracts hold; 1: one is broken, and the first layer that drif
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -191,7 +192,9 @@ def verify_bundle(
             raise BundleError(f"{folder} has no variant {name!r}; it has: {there}")
     if not variants:
         raise BundleError(f"{folder} holds {reference} alone: export other --variants, or name another --reference")
-    threads = place.get("threads", 0)
+    profile, threads = place.get("profile"), place.get("threads", 0)
+    if profile is not None and profile not in manifest["profiles"]:
+        raise BundleError(f"{folder} has no profile {profile!r}; it has: {', '.join(manifest['profiles']) or 'none'}")
     if isinstance(reference, str):
         reference = bundle_side(folder, manifest, reference, threads=threads)
     config = manifest["config"]
@@ -201,7 +204,7 @@ def verify_bundle(
             inputs = {name.split("/")[1]: file[name] for name in file if name.startswith("denoiser/")}
     except (OSError, ValueError) as error:
         raise BundleError(f"{folder} has no sample inputs ({error}): export it with verification") from error
-    cases = random_cases(numbers, ranges_of(manifest, inputs, place.get("profile")), CALLS, SEED)
+    cases = random_cases(numbers, ranges_of(manifest, inputs, profile), CALLS, SEED)
     decoder = open_variant(
         folder / manifest["graphs"]["tokenizer_decoder"]["variants"]["fp32"]["file"], "fp32", threads
     )
@@ -226,12 +229,29 @@ def verify_bundle(
                 say=lambda line, name=name: say(f"{name}: {line}"),
             )
         )
+        if (place.get("backend", "onnxruntime"), place.get("provider", "cpu")) == ("onnxruntime", "cpu"):
+            done.rows += tokenizer_rows(folder, manifest, name, threads)
         if layers or not done.ok:
             say(f"{name}: layer by layer")
             done.layers = compare_layers(reference, candidate, LIMITS[name], inputs)
         done.seconds = time.perf_counter() - start
         result[name] = done
     return result
+
+
+def tokenizer_rows(folder: Path, manifest: Mapping[str, Any], variant: str, threads: int) -> list[Parity]:
+    """Both halves of the tokenizer, where they have this variant, against what PyTorch made of the sample inputs."""
+    rows = []
+    with np.load(folder / "sample_inputs.npz") as given, np.load(folder / "expected.npz") as expected:
+        for graph, port, answer in (
+            ("tokenizer_encoder", "video", "latents"),
+            ("tokenizer_decoder", "latents", "video"),
+        ):
+            form = manifest["graphs"][graph]["variants"].get(variant)
+            if form is not None:
+                found = open_variant(folder / form["file"], variant, threads)({port: given[f"{graph}/{port}"]})
+                rows.append(compare(graph, expected[f"{graph}/{answer}"], found, *LIMITS[variant].call))
+    return rows
 
 
 def report(result: Mapping[str, Verified], reference: str, levels: tuple[float, float]) -> str:
@@ -259,6 +279,16 @@ def write_json(path: Path, result: Mapping[str, Verified], reference: str) -> No
     path.write_text(json.dumps({"reference": reference, "variants": variants}, indent=1) + "\n")
 
 
+def check_json(path: Path | None) -> None:
+    """Refuse a file that could not be written when all is measured.
+
+    Raises:
+        BundleError: if so.
+    """
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise BundleError(f"cannot write {path}: give a file in a folder that is there and writable")
+
+
 def show(line: str) -> None:
     """Progress, on a line of its own that the next one replaces."""
     print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
@@ -281,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser.parse_args(argv))
     folder, out, reference = (arguments.pop(name) for name in ("bundle", "json", "reference"))
     try:
+        check_json(out)
         result = verify_bundle(folder, reference=reference, say=show, **arguments)
         show("")
         print("\r" + report(result, reference, levels_of(folder)))
