@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
 
+from cosmos_ref.commands.benchmark import benchmark
 from cosmos_ref.commands.build_engine import build_engine
 from cosmos_ref.commands.ema import ema
 from cosmos_ref.commands.export import export
@@ -314,6 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
             "export": export,
             "verify": verify,
             "build-engine": build_engine,
+            "benchmark": benchmark,
             "merge-lora": merge_lora,
             "ema": ema,
         }
