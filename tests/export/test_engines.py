@@ -37,14 +37,13 @@ def test_an_engine_names_its_library_and_what_it_runs_on(graph):
 @pytest.mark.parametrize("sizes", [True, SIZE], ids=["of the first call", "by name"])
 def test_fixed_shapes_give_what_free_ones_give(exported, graph, sizes):
     free, fixed = open_engine(graph, threads=1), open_engine(graph, threads=1, fixed_shapes=sizes)
-    kept = []
-    for seed in range(3):
-        inputs = inputs_of(exported, seed)
-        before = {name: array.copy() for name, array in inputs.items()}
-        kept.append((free(**inputs), fixed(**inputs)))
-        assert all((inputs[name] == before[name]).all() for name in inputs)
-    for ours, theirs in kept:  # compared at the end: no call has written over the answer of an earlier one
+    given = [inputs_of(exported, seed) for seed in range(3)]
+    kept = [(free(**inputs), fixed(**inputs)) for inputs in given]
+    for seed, (ours, theirs) in enumerate(
+        kept
+    ):  # at the end: no call has written over what an earlier one took or gave
         assert compare("call", ours, theirs, CALL_LIMIT).ok
+        assert all((given[seed][name] == array).all() for name, array in inputs_of(exported, seed).items())
     assert not compare("seeds", kept[0][0], kept[1][0], CALL_LIMIT).ok
 
 
