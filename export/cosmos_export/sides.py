@@ -14,6 +14,8 @@ from cosmos_export.errors import BundleError
 Inputs = Mapping[str, np.ndarray]
 OPTIMISE: dict[str, Optimise] = {"int8": "basic", "fp8": "none"}
 """What ONNX Runtime's CPU provider bears of graphs made for TensorRT; all of it else."""
+EMULATED = ("bf16", "fp16")
+"""Variants that ONNX Runtime's CPU provider does not run, or only with the range of float32."""
 LAYERS = ("patch_embedding", "self_attention.to_out", "cross_attention.to_out", "mlp.layer2", "final_layer.linear")
 """Where a network is looked into: its first and last layer, and what every part of a block adds to the tokens."""
 
@@ -29,13 +31,13 @@ class Side:
 
 
 def open_variant(path: Path, variant: str, threads: int = 0) -> Call:
-    """A graph on ONNX Runtime's CPU provider, whatever it was made for; bfloat16 is emulated."""
-    if variant == "bf16":
+    """A graph on ONNX Runtime's CPU provider, whatever it was made for; bf16 and fp16 are emulated."""
+    if variant in EMULATED:
         onnx = _onnx()
-        from cosmos_export.emulate import emulate_bfloat16
+        from cosmos_export.emulate import emulate
         from cosmos_export.onnx_graph import open_graph
 
-        session = open_graph(emulate_bfloat16(onnx.load(path, load_external_data=False)), path.parent, threads=threads)
+        session = open_graph(emulate(onnx.load(path, load_external_data=False)), path.parent, threads=threads)
         return lambda inputs: np.asarray(session.run(None, dict(inputs))[0])
     engine = open_engine(path, threads=threads, optimise=OPTIMISE.get(variant, "all"))
     return lambda inputs: engine(**inputs)
@@ -44,13 +46,13 @@ def open_variant(path: Path, variant: str, threads: int = 0) -> Call:
 def open_layers(path: Path, variant: str, threads: int = 0) -> Callable[[Inputs], dict[str, np.ndarray]]:
     """The same graph, with what leaves each layer as its outputs."""
     onnx = _onnx()
-    from cosmos_export.emulate import emulate_bfloat16
+    from cosmos_export.emulate import emulate
     from cosmos_export.onnx_graph import open_graph, outputs_of_layers
 
     proto = onnx.load(path, load_external_data=False)
     outputs = outputs_of_layers(proto, LAYERS)
-    if variant == "bf16":
-        proto = emulate_bfloat16(proto)
+    if variant in EMULATED:
+        proto = emulate(proto)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs.values())
     session = open_graph(proto, path.parent, optimise=variant not in OPTIMISE, threads=threads)
     return lambda inputs: dict(zip(outputs, session.run(list(outputs.values()), dict(inputs)), strict=True))
@@ -60,7 +62,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise BundleError(f"bf16 and layers need the package onnx ({error}): pip install onnx") from error
+        raise BundleError(f"bf16, fp16 and layers need the package onnx ({error}): pip install onnx") from error
     return onnx
 
 

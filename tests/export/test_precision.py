@@ -1,5 +1,6 @@
 """Variants do what the float32 graph does: exactly so, or as far as their number format allows."""
 
+import copy
 import json
 import struct
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 import torch
 from cosmos_export.calibration import calibration_inputs
 from cosmos_export.compare import CALL_LIMIT, LIMITS, call_inputs, compare, fault, psnr, torch_call
-from cosmos_export.emulate import emulate_bfloat16
+from cosmos_export.emulate import emulate
+from cosmos_export.islands import keep_tokens_wide
 from cosmos_export.onnx_graph import GraphError, Walk, attach, open_graph, outputs_of_layers, prune
 from cosmos_export.quantize import FP8, INT8, KEPT, make_variant, quantize_rows, write_weights
 from cosmos_export.rewrite import fuse_for_cpu, fuse_for_engines
@@ -199,15 +201,15 @@ class Small(nn.Module):
         return x + self.second(nn.functional.rms_norm(hidden, (64,)))
 
 
-def small_graph(module):
-    """The same by hand in bfloat16, from and to float32."""
+def small_graph(module, kind=TensorProto.BFLOAT16):
+    """The same by hand in a narrow type, from and to float32."""
     first, second = (w.detach().float().numpy() for w in (module.first.weight, module.second.weight))
     tensors = [
-        helper.make_tensor(name, TensorProto.BFLOAT16, w.shape, np.asarray(w, np.float32).ravel())
+        helper.make_tensor(name, kind, w.shape, np.asarray(w, np.float32).ravel())
         for name, w in (("first", first.T), ("second", second.T), ("ones", np.ones(64)))
     ]
     nodes = [
-        helper.make_node("Cast", ["in"], ["x"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["in"], ["x"], to=kind),
         helper.make_node("MatMul", ["x", "first"], ["h"]),
         helper.make_node("Gelu", ["h"], ["g"]),
         helper.make_node("RMSNormalization", ["g", "ones"], ["n"], axis=-1, epsilon=1e-6),
@@ -225,7 +227,7 @@ def test_the_emulation_is_pytorchs_bfloat16_and_rounds_less_than_an_evaluator_th
     module, exact, x = Small().requires_grad_(False).bfloat16(), Small().requires_grad_(False), torch.randn(16, 32)
     exact.load_state_dict(module.state_dict())
     proto = small_graph(module)
-    found = open_graph(emulate_bfloat16(proto), tmp_path).run(None, {"in": x.numpy()})[0]
+    found = open_graph(emulate(proto), tmp_path).run(None, {"in": x.numpy()})[0]
     assert (torch.from_numpy(found).bfloat16().float().numpy() == found).all()  # bfloat16 numbers
     # where sums in another order fall on the two sides of a middle, a number is a step apart
     assert np.mean(found == module(x.bfloat16()).float().numpy()) > 0.98
@@ -238,7 +240,56 @@ def test_the_emulation_loads_where_the_graph_itself_does_not(tmp_path):
     proto = small_graph(Small().bfloat16())
     with pytest.raises(Exception, match=r"NOT_IMPLEMENTED|MatMul"):
         open_graph(proto, tmp_path)
-    open_graph(emulate_bfloat16(proto), tmp_path)
+    open_graph(emulate(proto), tmp_path)
+
+
+def test_what_is_too_large_for_float16_is_not_hidden_by_a_cpu_that_computes_in_float32(tmp_path):
+    torch.manual_seed(0)
+    module, x = Small().requires_grad_(False).half(), torch.randn(4, 32)
+    proto = small_graph(module, TensorProto.FLOAT16)
+    emulated, plain = open_graph(emulate(proto), tmp_path), open_graph(proto, tmp_path)
+    (found,) = emulated.run(None, {"in": x.numpy()})
+    assert np.mean(found == module(x.half()).float().numpy()) > 0.95  # else a step apart, by the order of summation
+    module.first.weight.mul_(2.0**17)  # what leaves the first layer is too large, what enters the second is not
+    proto = small_graph(module, TensorProto.FLOAT16)
+    emulated, plain = open_graph(emulate(proto), tmp_path), open_graph(proto, tmp_path)
+    assert np.isfinite(plain.run(None, {"in": x.numpy()})[0]).all()
+    assert not module(x.half()).isfinite().all()
+    assert not np.isfinite(emulated.run(None, {"in": x.numpy()})[0]).all()
+
+
+def wide_and_narrow(denoiser, dtype):
+    """A denoiser in a narrow type, its tokens in float32, and without that."""
+    wide, narrow = copy.deepcopy(denoiser).to(dtype), copy.deepcopy(denoiser).to(dtype)
+    keep_tokens_wide(wide.network)
+    return torch_call(wide), torch_call(narrow)
+
+
+def test_tokens_in_float32_make_bfloat16_better_on_average_over_all_noise_levels(exported):
+    wide, narrow = wide_and_narrow(exported.denoiser, torch.bfloat16)
+    errors = []
+    for inputs in calibration_inputs(exported.config, exported.tokenizer, clips=8, seed=2):
+        exact = exported.bundle.denoise(**inputs)
+        errors.append([compare("call", exact, call(inputs), 1).l2 for call in (wide, narrow)])
+    better, worse = np.mean(errors, axis=0)
+    assert better < 0.95 * worse
+
+
+def test_tokens_may_grow_beyond_float16_between_its_parts(exported):
+    inputs, grown = call_inputs(exported.config, **SIZES[1], sigma=2.0, seed=1), copy.deepcopy(exported.denoiser)
+    with torch.no_grad():  # float16 has the gate and what it lets through, but not their product
+        grown.network.blocks[0].adaln_mlp.up.weight[-exported.config.model.width :] *= 2.0**12
+        grown.network.blocks[0].mlp.layer2.weight *= 2.0**8
+    exact = torch_call(grown)(inputs)
+    wide, narrow = wide_and_narrow(grown, torch.float16)
+    assert not np.isfinite(narrow(inputs)).all()
+    assert compare("call", exact, wide(inputs), *LIMITS["fp16"].call).ok
+
+
+def test_tokens_in_float32_change_nothing_in_a_network_of_float32(exported):
+    inputs = call_inputs(exported.config, **SIZES[1], sigma=2.0, seed=1)
+    wide, plain = wide_and_narrow(exported.denoiser, torch.float32)
+    assert (wide(inputs) == plain(inputs)).all()
 
 
 def test_pruning_leaves_what_an_output_needs(exported):
