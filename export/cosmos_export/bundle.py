@@ -9,7 +9,6 @@ import numpy as np
 
 from cosmos_export.engines import CPU, Engine, Optimise, check_inputs, open_engine
 from cosmos_export.errors import BundleError
-from cosmos_export.manifest import BUNDLE_FORMAT as BUNDLE_FORMAT
 from cosmos_export.manifest import GRAPHS, check_files
 from cosmos_export.manifest import read_manifest as read_manifest
 from cosmos_export.text import words_embedding
@@ -240,13 +239,3 @@ def fixed_sizes(manifest: Mapping[str, Any], profile: str) -> dict[str, int]:
 
 def _within(limits: Mapping[str, Mapping[str, int]], name: str, size: int) -> bool:
     return limits["min"][name] <= size <= limits["max"][name]
-
-
-def open_session(path: Path) -> Engine:
-    """A graph in ONNX Runtime."""
-    return open_engine(path)
-
-
-def run_session(engine: Engine, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Its output."""
-    return engine(**inputs)

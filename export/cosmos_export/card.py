@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cosmos_export.bundle import BUNDLE_FORMAT
 from cosmos_export.compare import Parity
+from cosmos_export.manifest import BUNDLE_FORMAT
 from cosmos_export.ports import Graph, Size
 from cosmos_export.solvers import karras_sigmas
 from cosmos_ref.config import BUCKETS, ClipConfig, Config, latent_shape
@@ -136,7 +136,7 @@ def write_manifest(
     Args:
         config: the preset's numbers.
         graphs: what the graphs take and give.
-        variants: of every graph, by its name; the first one is what is run unless told otherwise.
+        variants: of every graph, by its name.
         folder: of the bundle.
         parameters: of the denoiser.
         versions: of the packages that made it.
@@ -166,7 +166,7 @@ def write_manifest(
         "dims": {name: asdict(size) for name, size in sizes_of(graphs).items()},
         "profiles": ranges,
         "graphs": {graph.name: _graph_entry(graph, variants[graph.name]) for graph in graphs},
-        "default": {graph.name: variants[graph.name][0].name for graph in graphs},
+        "default": {graph.name: _default([variant.name for variant in variants[graph.name]]) for graph in graphs},
         "commands": {
             graph.name: {v.name: commands(graph, v, ranges) for v in variants[graph.name] if "tensorrt" in v.engines}
             for graph in graphs
@@ -257,6 +257,11 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         f"Made with {', '.join(f'{name} {version}' for name, version in manifest['versions'].items())}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _default(names: Sequence[str]) -> str:
+    """What is run unless told otherwise; a runtime on something else than a CPU looks for itself."""
+    return "cpu" if "cpu" in names else names[0]
 
 
 def _graph_entry(graph: Graph, variants: Sequence[Variant]) -> dict[str, Any]:

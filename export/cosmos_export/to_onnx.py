@@ -5,7 +5,7 @@ The graph is D_theta with its preconditioning, so a deployer's sampler holds no 
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,25 +15,45 @@ import onnxscript
 import torch
 from torch import Tensor, nn
 
-from cosmos_export.bundle import open_session, run_session
-from cosmos_export.card import Variant, sizes_of_clip, write_manifest
-from cosmos_export.compare import CALL_LIMIT, Parity, call_inputs, compare, torch_call
-from cosmos_export.ports import denoiser_graph, tokenizer_graphs
-from cosmos_export.tracing import ExportError, attach_safetensors, save, to_proto
-from cosmos_ref.config import Config
+from cosmos_export.calibration import calibration_inputs
+from cosmos_export.card import Variant, write_manifest
+from cosmos_export.compare import Parity
+from cosmos_export.errors import EngineFailure
+from cosmos_export.onnx_graph import attach
+from cosmos_export.parity import DenoiserParity, TokenizerParity, samples
+from cosmos_export.ports import Graph, denoiser_graph, tokenizer_graphs
+from cosmos_export.quantize import make_variant
+from cosmos_export.sides import open_variant
+from cosmos_export.tracing import ExportError, recast, save, to_proto
+from cosmos_ref.checkpoint import DTYPES
+from cosmos_ref.config import Config, ConvTokenizerConfig
 from cosmos_ref.errors import UserError
 from cosmos_ref.interop.convert import write_safetensors
-from cosmos_ref.interop.sources import held
+from cosmos_ref.interop.sources import Source, held
 from cosmos_ref.model.denoiser import Denoiser
 from cosmos_ref.tokenizer import VideoTokenizer
+from cosmos_ref.tokenizer.continuous import ContinuousTokenizer
 from cosmos_ref.tokenizer.haar_pca import HaarPCATokenizer
 
-OPSET = 22
-"""Version of ONNX's operators in float32: from 23 on attention is one operator, which TensorRT has no float32 for."""
-VARIANTS = ("fp32",)
-"""What can be asked for."""
-ENGINES = {"fp32": ("onnxruntime", "tensorrt")}
-"""What runs a variant."""
+TRACED = {"fp32": (torch.float32, 22), "fp16": (torch.float16, 23), "bf16": (torch.bfloat16, 23)}
+"""Variants that are traced: the type of the network, and the version of ONNX's operators. From 23 on attention is one
+operator, which TensorRT has for the narrow types only."""
+ENGINES = {
+    "fp32": ("onnxruntime", "tensorrt"),
+    "fp16": ("onnxruntime", "tensorrt"),
+    "bf16": ("tensorrt",),
+    "int8": ("tensorrt",),
+    "fp8": ("tensorrt",),
+    "cpu": ("onnxruntime",),
+    "cpu-int8": ("onnxruntime",),
+}
+"""Every variant, and what runs it. Those that are not traced are made of fp32's graph."""
+CALIBRATED = ("int8", "fp8")
+"""Variants that want to see what the denoiser is given."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Say = Callable[[str], None]
+Tokenizer = HaarPCATokenizer | ContinuousTokenizer
 
 
 def export_bundle(
@@ -42,160 +62,239 @@ def export_bundle(
     tokenizer: VideoTokenizer,
     out: Path,
     *,
-    variants: Sequence[str] = ("fp32",),
+    variants: Sequence[str] = ("fp32", "cpu"),
     verify: bool = True,
+    weights: Mapping[str, Source] | None = None,
+    say: Say = lambda line: None,
 ) -> Path:
     """Write denoiser, tokenizer and manifest to the folder `out`, after proving that they do what the modules do.
 
     Args:
         config: the preset's numbers.
-        denoiser: D_theta, float32 on the CPU.
+        denoiser: D_theta, float32 on the CPU; or on the meta device, with `weights`.
         tokenizer: with `encode` and `decode`, float32 on the CPU.
         out: folder of the bundle; an older bundle there is replaced, anything else is left alone.
-        variants: forms of the graphs; the first one is what is run unless told otherwise.
+        variants: forms of the graphs. The tokenizer has those that it can have, and fp32.
         verify: whether to compare the graphs with the modules. The bundle says if they were not.
+        weights: of a denoiser that is on the meta device, read one by one as they are written. It cannot be verified.
+        say: told what is being done.
 
     Raises:
-        UserError: if `out` cannot be used, a variant is unknown, the tokenizer is a convolutional one or the modules
-            are not float32 on the CPU.
+        UserError: if `out` cannot be used, a variant is unknown, the tokenizer is discrete or the modules are not
+            float32 on the CPU.
         ExportError: if a graph has a dimension that does not vary, holds control flow, or differs from its module.
     """
-    out = check_place(Path(out))
-    if unknown := [name for name in variants if name not in VARIANTS]:
-        raise UserError(f"no variant is called {unknown[0]!r}; there are: {', '.join(VARIANTS)}")
-    if not isinstance(tokenizer, HaarPCATokenizer):
-        raise UserError(f"{config.name} has a convolutional tokenizer, which cannot be exported yet")
-    for tensor in [*denoiser.state_dict().values(), *tokenizer.state_dict().values()]:
+    out, variants = check_place(Path(out)), check_variants(variants)
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"the tokenizer of {config.name} is discrete: the denoiser works on continuous latents")
+    stored = [] if weights else [*denoiser.state_dict().values()]
+    for tensor in [*stored, *tokenizer.state_dict().values()]:
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise UserError(f"the weights are {tensor.dtype} on {tensor.device}: export takes float32 on the CPU")
+    if weights and verify:
+        raise UserError("a denoiser without values cannot be verified: load its weights, or export with --no-verify")
+    if weights is None:
+        weights = {name: held(name, value) for name, value in denoiser.state_dict().items()}
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.mkdir(parents=True)
     try:
-        made = _write_graphs(config, denoiser, tokenizer, beside)
+        graphs = [denoiser_graph(config), *tokenizer_graphs(config)]
+        made = {graphs[0].name: write_denoiser(config, denoiser, tokenizer, weights, variants, beside, say)}
+        made |= write_tokenizer(config, tokenizer, variants, beside, say)
         if verify:
-            made = {
-                graph: [replace(v, parity=tuple(measured[graph]), verified=True) for v in forms]
-                for measured in [measure_parity(config, denoiser, tokenizer, beside)]
-                for graph, forms in made.items()
-            }
-        write_samples(config, denoiser, tokenizer, beside)
-        write_manifest(
-            config,
-            [denoiser_graph(config), *tokenizer_graphs(config)],
-            made,
-            beside,
-            parameters=sum(weight.numel() for weight in denoiser.parameters()),
-            versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxscript": onnxscript.__version__},
-        )
+            made = verified(config, denoiser, tokenizer, made, beside, say)
+        parameters = sum(weight.numel() for weight in denoiser.parameters())
+        versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
+        write_manifest(config, graphs, made, beside, parameters=parameters, versions=versions)
         _put_in_place(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return out
 
 
-def measure_parity(
-    config: Config, denoiser: Denoiser, tokenizer: HaarPCATokenizer, folder: Path
-) -> dict[str, list[Parity]]:
-    """Module against ONNX Runtime, over sizes that no graph was traced with, and the noise levels of the preset.
-
-    Beyond the highest level that it is sampled at, a trained network magnifies rounding: there float32 alone is 1e-5.
+def check_variants(variants: Sequence[str]) -> list[str]:
+    """The variants to write, fp32 first where others are made of it.
 
     Raises:
-        ExportError: if a graph differs from its module by more than rounding.
+        UserError: if one is unknown, or there is none.
     """
-    pt, ph, pw = config.model.patch_size
-    usual = sizes_of_clip(config, config.clip)
-    preset = {name: usual[name] for name in ("frames", "height", "width")}
-    cases = [
-        dict(batch=1, frames=pt, height=ph, width=pw, text_length=1),
-        dict(batch=1, **preset, text_length=config.text.length),
-        dict(batch=3, frames=2 * pt, height=5 * ph, width=2 * pw, text_length=7),
-        dict(batch=2, frames=pt, height=ph, width=3 * pw, text_length=2),
-    ]
-    session, reference = open_session(folder / "denoiser.onnx"), torch_call(denoiser)
-    rows: dict[str, list[Parity]] = {"denoiser": [], "tokenizer_encoder": [], "tokenizer_decoder": []}
-    levels = (config.diffusion.sigma_min, 1.0, config.diffusion.sigma_max, 0.1)
-    for seed, (case, sigma) in enumerate(zip(cases, levels, strict=True)):
-        inputs = call_inputs(config, **case, sigma=sigma, seed=seed)
-        what = "denoiser, " + ", ".join(f"{name} {size}" for name, size in case.items()) + f", sigma {sigma}"
-        rows["denoiser"].append(compare(what, reference(inputs), run_session(session, inputs), CALL_LIMIT))
-    encoder, decoder = (open_session(folder / f"tokenizer_{half}.onnx") for half in ("encoder", "decoder"))
-    random, factor = np.random.Generator(np.random.Philox(key=[0, 0])), config.tokenizer.temporal_factor
-    side = config.tokenizer.spatial_factor
-    for batch, (frames, height, width) in ((1, (1, ph, pw)), (1, tuple(preset.values())), (3, (2, ph, 3 * pw))):
-        pixels = (1 + (frames - 1) * factor, height * side, width * side)
-        video = random.uniform(-1, 1, (batch, 3, *pixels)).astype(np.float32)
-        latents = tokenizer.encode(torch.from_numpy(video))
-        size = f"batch {batch}, frames {pixels[0]}, height {pixels[1]}, width {pixels[2]}"
-        answer = run_session(encoder, {"video": video})
-        rows["tokenizer_encoder"].append(compare(f"encoder, {size}", latents.numpy(), answer, CALL_LIMIT))
-        pictures, answer = tokenizer.decode(latents).numpy(), run_session(decoder, {"latents": latents.numpy()})
-        rows["tokenizer_decoder"].append(compare(f"decoder, {size}", pictures, answer, CALL_LIMIT))
-    for row in [row for part in rows.values() for row in part]:
-        if not row.ok:
-            raise ExportError(f"the graph differs from the model: {row}")
-    return rows
+    if unknown := [name for name in variants if name not in ENGINES]:
+        raise UserError(f"no variant is called {unknown[0]!r}; there are: {', '.join(ENGINES)}")
+    if not variants:
+        raise UserError(f"no variant was asked for; there are: {', '.join(ENGINES)}")
+    needs = [] if all(name in TRACED for name in variants) else ["fp32"]
+    return list(dict.fromkeys([*needs, *variants]))
 
 
-def write_samples(config: Config, denoiser: Denoiser, tokenizer: HaarPCATokenizer, folder: Path) -> None:
-    """Write one example of every input, and what PyTorch makes of it in float32: an engine's first test.
+def write_denoiser(
+    config: Config,
+    denoiser: Denoiser,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Source],
+    variants: Sequence[str],
+    folder: Path,
+    say: Say,
+) -> list[Variant]:
+    """Write the denoiser's graphs and their weights.
 
-    It has the sizes of the preset's clip, which all profiles take.
+    Raises:
+        ExportError: if a graph is not right at every size, or does not use all weights.
     """
-    usual = sizes_of_clip(config, config.clip)
-    size = {name: usual[name] for name in ("batch", "frames", "height", "width", "text_length")}
-    random = np.random.Generator(np.random.Philox(key=[0, 1]))
-    inputs = call_inputs(config, **size, sigma=1.0, seed=1)
-    pixels = [usual[name] for name in ("video_frames", "video_height", "video_width")]
-    video = random.uniform(-1, 1, (usual["clips"], 3, *pixels)).astype(np.float32)
-    with torch.no_grad():
-        latents = tokenizer.encode(torch.from_numpy(video))
-        expected = {
-            "denoiser/denoised": torch_call(denoiser)(inputs),
-            "tokenizer_encoder/latents": latents.numpy(),
-            "tokenizer_decoder/video": tokenizer.decode(latents).numpy(),
-        }
-    samples = {f"denoiser/{name}": value for name, value in inputs.items()}
-    samples |= {"tokenizer_encoder/video": video, "tokenizer_decoder/latents": latents.numpy()}
-    np.savez(folder / "sample_inputs.npz", **samples)
-    np.savez(folder / "expected.npz", **expected)
+    graph, made = denoiser_graph(config), []
+    inputs = calibration_inputs(config, tokenizer) if set(variants) & set(CALIBRATED) else []
+    for variant in variants:
+        say(f"denoiser, {variant}")
+        file = file_name(graph, variant)
+        if variant in TRACED:
+            dtype, opset = TRACED[variant]
+            proto = to_proto(recast(denoiser, dtype, "meta"), graph, list(weights), opset)
+            if missing := weights.keys() - {tensor.name for tensor in proto.graph.initializer}:
+                raise ExportError(f"{graph.name} does not use all of its weights: {', '.join(sorted(missing)[:5])}")
+            store = write_weights(weights, dtype, folder / f"{file.removesuffix('.onnx')}.safetensors")
+            attach(proto, store)
+            save(proto, folder / file)
+        else:
+            make_variant(variant, folder / "denoiser.onnx", inputs, folder)
+            own = folder / f"{file.removesuffix('.onnx')}.safetensors"
+            store = own if own.exists() else folder / "denoiser.safetensors"
+            opset = onnx.load(folder / file, load_external_data=False).opset_import[0].version
+        made.append(Variant(variant, file, store.name, opset, ENGINES[variant]))
+    return made
 
 
-class _Encoder(nn.Module):
-    """A tokenizer whose `forward` is `encode`: what is traced is a module."""
+class Half(nn.Module):
+    """One half of a tokenizer as the `forward` of a module, which is what is traced; video and latents are float32."""
 
-    def __init__(self, tokenizer: HaarPCATokenizer):
+    def __init__(self, tokenizer: Tokenizer, method: str, dtype: torch.dtype):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.method, self.dtype = tokenizer, method, dtype
+
+    def run(self, x: Tensor) -> Tensor:
+        """The half, in its own type."""
+        return getattr(self.tokenizer, self.method)(x.to(self.dtype)).to(x.dtype)
+
+
+class Encoder(Half):
+    """From video to latents."""
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.tokenizer.encode(video)
+        """Latents of unit variance."""
+        return self.run(video)
 
 
-class _Decoder(nn.Module):
-    """A tokenizer whose `forward` is `decode`."""
-
-    def __init__(self, tokenizer: HaarPCATokenizer):
-        super().__init__()
-        self.tokenizer = tokenizer
+class Decoder(Half):
+    """From latents to video."""
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.tokenizer.decode(latents)
+        """Video in [-1, 1]."""
+        return self.run(latents)
 
 
-def _write_graphs(
-    config: Config, denoiser: Denoiser, tokenizer: HaarPCATokenizer, folder: Path
+def write_tokenizer(
+    config: Config, tokenizer: Tokenizer, variants: Sequence[str], folder: Path, say: Say
 ) -> dict[str, list[Variant]]:
-    graph, halves = denoiser_graph(config), tokenizer_graphs(config)
-    weights = denoiser.state_dict()
-    proto = to_proto(denoiser, graph, list(weights), OPSET)
-    write_safetensors(folder / "denoiser.safetensors", {name: held(name, value) for name, value in weights.items()})
-    attach_safetensors(proto, folder / "denoiser.safetensors")
-    save(proto, folder / "denoiser.onnx")
-    for half, module in zip(halves, (_Encoder(tokenizer), _Decoder(tokenizer)), strict=True):
-        save(to_proto(module, half, [], OPSET), folder / f"{half.name}.onnx")
-    made = {half.name: [Variant("fp32", f"{half.name}.onnx", None, OPSET, ENGINES["fp32"])] for half in halves}
-    return {"denoiser": [Variant("fp32", "denoiser.onnx", "denoiser.safetensors", OPSET, ENGINES["fp32"])], **made}
+    """Write the tokenizer's graphs, and the weights of a convolutional one, which both share.
+
+    Raises:
+        ExportError: if a graph is not right at every size.
+    """
+    state = {name: held(name, value) for name, value in tokenizer.state_dict().items()}
+    halves = tokenizer_graphs(config)
+    made: dict[str, list[Variant]] = {half.name: [] for half in halves}
+    convolutional = isinstance(config.tokenizer, ConvTokenizerConfig)
+    forms = [name for name in variants if name in TRACED and name != "fp32"] if convolutional else []
+    for variant in ["fp32", *forms]:
+        dtype, opset = TRACED[variant]
+        store = None
+        if convolutional:
+            name = "tokenizer.safetensors" if variant == "fp32" else f"tokenizer.{variant}.safetensors"
+            narrowed = {name for name, _ in tokenizer.named_parameters()}
+            store = write_weights(state, dtype, folder / name, narrowed)
+        for half, kind in zip(halves, (Encoder, Decoder), strict=True):
+            say(f"{half.name.replace('_', ', ')}, {variant}")
+            # with values: causal attention on the meta device asks whether there is one frame
+            module = kind(recast(tokenizer, dtype, "cpu"), {Encoder: "encode", Decoder: "decode"}[kind], dtype)
+            proto = to_proto(module, half, [f"tokenizer.{name}" for name in state] if convolutional else [], opset)
+            if store is not None:
+                under_the_checkpoints_names(proto, "tokenizer.")
+                attach(proto, store)
+            save(proto, folder / file_name(half, variant))
+            file, engines = file_name(half, variant), ENGINES[variant]
+            made[half.name].append(Variant(variant, file, store and store.name, opset, engines))
+    return made
+
+
+def under_the_checkpoints_names(proto: onnx.ModelProto, prefix: str) -> None:
+    """Take a prefix away from the names of weights."""
+    for tensor in proto.graph.initializer:
+        tensor.name = tensor.name.removeprefix(prefix)
+    for node in proto.graph.node:
+        node.input[:] = [name.removeprefix(prefix) for name in node.input]
+
+
+def write_weights(
+    weights: Mapping[str, Source], dtype: torch.dtype, path: Path, narrowed: set[str] | None = None
+) -> Path:
+    """Write weights in another type, reading them one by one; those not in `narrowed` keep theirs."""
+
+    def converted(name: str, source: Source) -> Source:
+        if narrowed is not None and name not in narrowed:
+            return source
+        return source._replace(dtype=NAMES[dtype], read=lambda: source.read().to(dtype))
+
+    write_safetensors(path, {name: converted(name, source) for name, source in weights.items()})
+    return path
+
+
+def file_name(graph: Graph, variant: str) -> str:
+    """Of a variant's graph."""
+    return f"{graph.name}.onnx" if variant == "fp32" else f"{graph.name}.{variant}.onnx"
+
+
+def verified(
+    config: Config,
+    denoiser: Denoiser,
+    tokenizer: Tokenizer,
+    made: Mapping[str, list[Variant]],
+    folder: Path,
+    say: Say,
+) -> dict[str, list[Variant]]:
+    """The variants with what was measured of them; writes examples beside them.
+
+    Raises:
+        ExportError: if a variant breaks its contract.
+    """
+    sigma_data = config.diffusion.sigma_data
+
+    def decode(x0: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return tokenizer.decode(torch.from_numpy(x0 / np.float32(sigma_data))).numpy()
+
+    clips = calibration_inputs(config, tokenizer, clips=2, seed=2)
+    condition = {name: np.concatenate([clip[name] for clip in clips]) for name in clips[0]}
+    denoisers = DenoiserParity(config, denoiser, clips[0], decode)
+    inputs, expected = samples(config, condition, denoisers.call, tokenizer)
+    np.savez(folder / "sample_inputs.npz", **inputs)  # type: ignore[arg-type]
+    np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]
+    tokenizers = TokenizerParity(config, tokenizer)
+    result: dict[str, list[Variant]] = {}
+    for graph, forms in made.items():
+        result[graph] = []
+        for form in forms:
+            say(f"{graph.replace('_', ', ')}, {form.name}: comparing with PyTorch")
+            rows: list[Parity]
+            try:
+                candidate = open_variant(folder / form.file, form.name, torch.get_num_threads())
+                if graph == "denoiser":
+                    rows = denoisers.measure(form.name, candidate)
+                else:
+                    rows = tokenizers.measure(graph, form.name, candidate)
+            except EngineFailure as error:
+                raise ExportError(f"{graph}, {form.name} does not run at all sizes: {error}") from error
+            if wrong := [row for row in rows if not row.ok]:
+                raise ExportError(f"{form.file} differs from the model: {wrong[0]}")
+            result[graph].append(replace(form, parity=tuple(rows), verified=True))
+    return result
 
 
 def check_place(out: Path) -> Path:

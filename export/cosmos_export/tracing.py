@@ -4,28 +4,39 @@ We call `torch.export.export` ourselves: `torch.onnx.export` would answer a dyna
 fixing it in silence. What that cannot see (a branch on a size that happened to go the same way) the parity check finds.
 """
 
-import json
+import copy
 import logging
-import struct
+import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import jaxtyping
 import onnx
 import onnx_ir
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from onnxscript.optimizer import optimize_ir
 from torch import nn
 from torch._dynamo import config as dynamo
 from torch.fx.experimental import _config as symbolic_shapes
 
 from cosmos_export.ports import Graph
+from cosmos_export.translation import simplify, translate
+
+Module = TypeVar("Module", bound=nn.Module)
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero"}
 """Operators whose course or size depends on data; engines refuse or slow down on them. Sequences are refused too."""
+MISTRANSLATED = {getattr(torch.ops.aten.repeat_interleave, name) for name in ("self_int", "self_Tensor", "Tensor")}
+"""Operators that PyTorch exports with the sizes of the example inside."""
+REMEDY = (
+    "a graph is one program for all sizes: compute with sizes as tensors (arange, expand, reshape), without branches, "
+    "loops or numbers of Python that depend on them"
+)
+
+
+_LINE = re.compile(r'File "(.+)", line (\d+), in (\w+)')
 
 
 class ExportError(RuntimeError):
@@ -35,21 +46,23 @@ class ExportError(RuntimeError):
 def to_proto(module: nn.Module, graph: Graph, weights: Sequence[str], opset: int) -> onnx.ModelProto:
     """The graph of a module; tensors named in `weights` stay outside, as declared initializers without values.
 
+    The module may be on the meta device if all its tensors are in `weights`. What the graph does not use is left out.
+
     Raises:
-        ExportError: if a dimension cannot vary as declared, a weight is missing, or control flow is in the graph.
+        ExportError: if a dimension cannot vary as declared, or control flow is in the graph.
     """
     with _tracing():
-        model = _trace(module, graph, opset)
+        model = translate(_trace(module, graph), graph.output.name, opset)
     for name in weights:  # as inputs, so that the optimiser neither folds nor merges nor renames them
-        value = model.graph.initializers.pop(name)
-        value.const_value = None
-        model.graph.inputs.append(value)
-    optimize_ir(model)
-    ClearMetadataAndDocStringPass()(model)
+        value = model.graph.initializers.pop(name, None)
+        if value is not None and value.uses():
+            value.const_value = None
+            model.graph.inputs.append(value)
+    simplify(model)
     proto = onnx_ir.to_proto(model)
     found = {node.op_type for node in proto.graph.node}
     if forbidden := found & CONTROL_FLOW | {op for op in found if "Sequence" in op}:
-        raise ExportError(f"{graph.name} holds operators that depend on data: {', '.join(sorted(forbidden))}")
+        raise ExportError(f"{graph.name} holds operators that depend on data: {', '.join(sorted(forbidden))}; {REMEDY}")
     outside = [value for value in proto.graph.input if value.name in weights]
     inside = [value for value in proto.graph.input if value.name not in weights]
     if [value.name for value in inside] != [port.name for port in graph.inputs]:
@@ -68,41 +81,73 @@ def to_proto(module: nn.Module, graph: Graph, weights: Sequence[str], opset: int
     return proto
 
 
-def _trace(module: nn.Module, graph: Graph, opset: int) -> onnx_ir.Model:
-    shapes = graph.dynamic_shapes()
-    try:
-        program = torch.export.export(module, (), dict(graph.example), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # the tracer has many kinds, none of them public
-        raise ExportError(f"{graph.name} cannot be traced with dynamic sizes: {error}") from error
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=opset,
-        output_names=[graph.output.name],
-        optimize=False,  # ours follows, which leaves the weights alone
-        verbose=False,
-    )
-    assert exported is not None
-    return exported.model
-
-
-def attach_safetensors(proto: onnx.ModelProto, path: Path) -> None:
-    """Let the initializers without values point into a safetensors file, by name: the weights are stored once."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    for tensor in proto.graph.initializer:
-        if tensor.name in header:
-            begin, end = header[tensor.name]["data_offsets"]
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", path.name), ("offset", 8 + length + begin), ("length", end - begin)):
-                tensor.external_data.add(key=key, value=str(value))
-
-
 def save(proto: onnx.ModelProto, path: Path) -> None:
     """Write a graph and let ONNX check it, shapes included."""
     path.write_bytes(proto.SerializeToString(deterministic=True))
     onnx.checker.check_model(path, full_check=True)
+
+
+def recast(module: Module, dtype: torch.dtype, device: str) -> Module:
+    """A copy of a module with its parameters in another type, without values on the device `meta`. Buffers keep theirs.
+
+    What is the same already is shared, not copied.
+    """
+    parameters = {id(p): nn.Parameter(p.detach().to(device, dtype), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, {**parameters, **{id(buffer): buffer.to(device) for buffer in module.buffers()}})
+
+
+def _trace(module: nn.Module, graph: Graph) -> torch.export.ExportedProgram:
+    """The program of a module.
+
+    Raises:
+        ExportError: if it is not the same for all sizes.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    example = {name: value.to(device) for name, value in graph.example.items()}
+
+    def run() -> torch.export.ExportedProgram:
+        return torch.export.export(module, (), example, dynamic_shapes=graph.dynamic_shapes(), strict=False)
+
+    try:
+        program = run()
+    except Exception as error:  # the tracer has many kinds, none of them public
+        with _decisions() as places, suppress(Exception):
+            run()  # again, and slower, to learn where
+        said = re.split(r"\n(?:Suggested fixes|consider using|For more|\s*\nThe error above)", str(error))[0].strip()
+        lines = [f"  decided at {place}" for place in places]
+        lines += [f"  raised at {file}:{line} in {name}" for file, line, name in _LINE.findall(str(error))]
+        message = f"{graph.name} cannot be traced with dynamic sizes: {said}"
+        raise ExportError("\n".join([message, *lines, REMEDY])) from error
+    for node in program.graph.nodes:
+        if node.target in MISTRANSLATED:
+            places = [f"{file}:{line}" for file, line, _ in _LINE.findall(node.meta.get("stack_trace") or "")]
+            raise ExportError(
+                f"{graph.name} uses {node.target}, whose graph is wrong at other sizes than those that it was traced "
+                f"with: use expand and reshape instead. It is called at {places[-1] if places else 'an unknown place'}"
+            )
+    return program
+
+
+@contextmanager
+def _decisions() -> Iterator[list[str]]:
+    """Collects the source lines where the tracer has to decide something about a size, from what it logs."""
+    places: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if found := re.search(r"\[guard added\] \((\S+:\d+ in \w+)", record.getMessage()):
+            places.append(found[1])
+        return False  # nobody else hears of it
+
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.addFilter(collect)
+    logger.setLevel(logging.INFO)
+    try:
+        yield places
+    finally:
+        logger.removeFilter(collect)
+        logger.setLevel(level)
 
 
 @contextmanager
