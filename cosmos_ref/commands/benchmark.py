@@ -107,7 +107,7 @@ def benchmark(
         raise UserError(str(error)) from error
     for table in tables:
         console.print(title(table), markup=False, highlight=False, soft_wrap=True)
-        console.print(rich_table(table), width=max(console.width, WIDTH), crop=False, no_wrap=True)
+        Console(width=max(console.width, WIDTH)).print(rich_table(table))
         for line in failed(table):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if json is not None:
