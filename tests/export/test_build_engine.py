@@ -4,6 +4,7 @@ Builds are at the lowest optimization level and for one compute capability: what
 compiler take the graph, that attention stays fused, and that the engine's inputs are the manifest's.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -17,10 +18,12 @@ import onnx
 import pytest
 from cosmos_export.build_engine import main
 from cosmos_export.builder import Options, build_engine
+from cosmos_export.card import Variant, write_manifest
 from cosmos_export.complaints import module_of, read_onnx
 from cosmos_export.errors import BundleError, EngineFailure
 from cosmos_export.nvidia import Gpu
 from cosmos_export.plans import plan_of, read_card, read_plan
+from cosmos_export.ports import denoiser_graph, tokenizer_graphs
 from onnx import TensorProto, helper, numpy_helper
 
 from cosmos_ref.cli import main as cosmos_ref
@@ -29,43 +32,90 @@ trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels fo
 
 ENGINES = {
     ("denoiser", "fp32"): "native",
-    ("tokenizer_encoder", "fp32"): "preview",
-    ("tokenizer_decoder", "fp32"): "preview",
+    ("denoiser", "fp16"): "native",
+    ("denoiser", "bf16"): "preview",
+    ("denoiser", "int8"): "native",
+    ("denoiser", "fp8"): "preview",
+    ("tokenizer_encoder", "fp32"): "native",
+    ("tokenizer_encoder", "fp16"): "native",
+    ("tokenizer_encoder", "bf16"): "native",
+    ("tokenizer_decoder", "fp32"): "native",
+    ("tokenizer_decoder", "fp16"): "native",
+    ("tokenizer_decoder", "bf16"): "native",
 }
-"""All graphs that TensorRT is to take, and the profile that the test builds them for: a wide one where sizes vary."""
-FUSED, EIGHT_BITS = {"fp16", "bf16"}, {"int8", "fp8"}
+"""All graphs that TensorRT is to take, and the profile that they are built for: `preview` is a wide one."""
+HAAR = {("tokenizer_encoder", "fp32"): "preview", ("tokenizer_decoder", "fp32"): "preview"}
+"""Those of the tokenizer without weights, of which there is no other form."""
+FUSED, EIGHT_BITS = {"fp16", "bf16", "int8", "fp8"}, {"int8", "fp8"}
 SOON = Options(optimization_level=0)
 TARGET = "8.9"
 
 
-def test_every_engine_that_we_ship_is_built_here(exported):
-    held = {
-        (graph, variant)
-        for graph, entry in exported.bundle.manifest["graphs"].items()
-        for variant, form in entry["variants"].items()
-        if "tensorrt" in form["engines"]
+@pytest.fixture(scope="session")
+def shipped(exported, convolutional, tmp_path_factory) -> Path:
+    """A bundle of every graph we ship: the exported denoiser, and a convolutional tokenizer in all of its forms."""
+    folder = tmp_path_factory.mktemp("shipped")
+    for source in (*exported.path.glob("denoiser*"), *convolutional.path.iterdir()):
+        shutil.copy(source, folder)
+    held = exported.bundle.manifest["graphs"]["denoiser"]["variants"]
+    forms = {
+        "denoiser": [Variant(v, f["file"], f["weights"], f["opset"], tuple(f["engines"])) for v, f in held.items()]
     }
-    assert held == set(ENGINES)
+    for graph in ("tokenizer_encoder", "tokenizer_decoder"):
+        files = {path.name.removesuffix(".onnx").partition(".")[2] or "fp32": path for path in folder.glob(f"{graph}*")}
+        forms[graph] = [
+            Variant(v, p.name, p.with_suffix(".safetensors").name.replace(graph, "tokenizer"), 22, ("tensorrt",))
+            for v, p in files.items()
+        ]  # fmt: skip
+    config = convolutional.config
+    write_manifest(
+        config, [denoiser_graph(config), *tokenizer_graphs(config)], forms, folder, parameters=0, versions={}
+    )
+    return folder
 
 
+def test_every_engine_that_we_ship_is_built_here(exported, shipped):
+    def held(folder):
+        graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+        forms = [(graph, variant, form) for graph in graphs for variant, form in graphs[graph]["variants"].items()]
+        return {(graph, variant) for graph, variant, form in forms if "tensorrt" in form["engines"]}
+
+    assert held(shipped) == set(ENGINES)
+    assert {key for key in held(exported.path) if key[0] != "denoiser"} == set(HAAR)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("graph, variant", ENGINES, ids=map(" ".join, ENGINES))
-def test_a_graph_becomes_an_engine_with_the_manifests_inputs_and_fused_attention(exported, tmp_path, graph, variant):
-    profile, manifest = ENGINES[graph, variant], exported.bundle.manifest
-    path = build_engine(exported.path, graph, variant, profile, trt, out=tmp_path, capability=TARGET, options=SOON)
-    plan, limits = read_plan(path), manifest["profiles"][profile]
+def test_a_graph_becomes_an_engine_with_the_manifests_inputs_and_fused_attention(shipped, tmp_path, graph, variant):
+    profile, manifest = ENGINES[graph, variant], json.loads((shipped / "manifest.json").read_text())
+    path = build_engine(shipped, graph, variant, profile, trt, out=tmp_path, capability=TARGET, options=SOON)
+    plan = read_plan(path)
     assert path.stat().st_size > 10_000
-    assert [(p["name"], p["dtype"], p["dims"]) for p in plan.inputs] == [
-        (p["name"], p["dtype"], p["dims"]) for p in manifest["graphs"][graph]["inputs"]
-    ]
-    for port in plan.inputs:
-        for which in ("min", "opt", "max"):
-            assert port[which] == [limits[which].get(dim, dim) for dim in port["dims"]]
-    # a self-attention and a cross-attention in every block, each of them one kernel; elsewhere there are none
-    attentions = 2 * exported.config.model.depth if graph == "denoiser" and variant in FUSED else 0
+    check_inputs(plan, manifest, profile)
+    # one kernel for every attention: to itself and to the text in every block; in space and in time in the tokenizer
+    depth = manifest["config"]["model"]["depth"]
+    attentions = (2 * depth if graph == "denoiser" else 2) if variant in FUSED else 0
     assert plan.kernels and (plan.attentions, plan.kernels["fused_attentions"]) == (attentions, attentions)
     # products of one input are merged; six are left in every block: q k v, out, q, out, and the two of the MLP
     products = plan.kernels["products_in_8_bits"]
-    assert products >= 6 * exported.config.model.depth if variant in EIGHT_BITS else products == 0
+    assert products >= 6 * depth if variant in EIGHT_BITS else products == 0
+
+
+@pytest.mark.parametrize("graph, variant", HAAR, ids=map(" ".join, HAAR))
+def test_the_tokenizer_without_weights_becomes_an_engine_too(exported, tmp_path, graph, variant):
+    profile = HAAR[graph, variant]
+    path = build_engine(exported.path, graph, variant, profile, trt, out=tmp_path, capability=TARGET, options=SOON)
+    check_inputs(read_plan(path), exported.bundle.manifest, profile)
+
+
+def check_inputs(plan, manifest, profile):
+    """An engine takes what the manifest says, from the profile's smallest to its largest shapes."""
+    declared, limits = manifest["graphs"][plan.graph]["inputs"], manifest["profiles"][profile]
+    assert [(p["name"], p["dtype"]) for p in plan.inputs] == [(p["name"], p["dtype"]) for p in declared]
+    for port, said in zip(plan.inputs, declared, strict=True):
+        assert port["dims"] == list(said["dims"])
+        for which in ("min", "opt", "max"):
+            assert port[which] == [limits[which].get(dim, dim) for dim in said["dims"]]
 
 
 def with_graph(exported, folder, proto, graph="tokenizer_decoder", ports=None):
@@ -114,9 +164,7 @@ def test_fused_attention_is_refused_in_float32_alone_so_float32_ships_without_it
         build_engine(bundle, "tokenizer_decoder", "fp32", "native", trt, capability=TARGET, options=SOON)
     assert not (bundle / "engines").exists()
     for entry in exported.bundle.manifest["graphs"].values():
-        for variant, form in entry["variants"].items():
-            if "tensorrt" in form["engines"]:
-                assert form["opset"] == 23 if variant in FUSED else form["opset"] <= 22
+        assert entry["variants"]["fp32"]["opset"] == 22
 
 
 @pytest.mark.parametrize(
@@ -278,6 +326,22 @@ def test_builds_for_one_gpu_share_what_was_measured_and_engines_are_named_after_
         )
     with pytest.raises(BundleError, match="builds for the GPU that it runs on"):
         build_engine(exported.path, "denoiser", "fp32", "native", module, capability="8.9")
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache:DeprecationWarning")
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_is_asked_for_reaches_the_builder_and_float32_is_never_tf32(exported, tmp_path, asked):
+    module, configs = full_tensorrt("11.4.0.106")
+    options = Options(refittable=asked, weight_streaming=asked, optimization_level=2 if asked else 0)
+    with contextlib.suppress(EngineFailure):  # without a GPU, TensorRT for RTX cannot compile what is to be refitted
+        build_engine(
+            exported.path, "tokenizer_encoder", "fp32", "native", module,
+            out=tmp_path, options=options, gpu=lambda: Gpu("NVIDIA L4", "8.9", 2**34),
+        )  # fmt: skip
+    (config,), flags = configs, trt.BuilderFlag
+    assert not config.get_flag(flags.TF32)
+    assert config.get_flag(flags.REFIT) == config.get_flag(flags.WEIGHT_STREAMING) == asked
+    assert config.builder_optimization_level == options.optimization_level
 
 
 def test_both_command_lines_build_an_engine_and_say_that_it_was_not_run(exported, tmp_path, capsys):
