@@ -19,6 +19,7 @@ from cosmos_export.calibration import calibration_inputs
 from cosmos_export.card import Variant, write_manifest
 from cosmos_export.compare import Parity
 from cosmos_export.errors import EngineFailure
+from cosmos_export.islands import keep_tokens_wide
 from cosmos_export.onnx_graph import attach
 from cosmos_export.parity import DenoiserParity, TokenizerParity, samples
 from cosmos_export.ports import Graph, denoiser_graph, tokenizer_graphs
@@ -147,7 +148,10 @@ def write_denoiser(
         file = file_name(graph, variant)
         if variant in TRACED:
             dtype, opset = TRACED[variant]
-            proto = to_proto(recast(denoiser, dtype, "meta"), graph, list(weights), opset)
+            module = recast(denoiser, dtype, "meta")
+            if variant != "fp32":
+                keep_tokens_wide(module.network)
+            proto = to_proto(module, graph, list(weights), opset)
             if missing := weights.keys() - {tensor.name for tensor in proto.graph.initializer}:
                 raise ExportError(f"{graph.name} does not use all of its weights: {', '.join(sorted(missing)[:5])}")
             store = write_weights(weights, dtype, folder / f"{file.removesuffix('.onnx')}.safetensors")

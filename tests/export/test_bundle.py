@@ -132,7 +132,9 @@ def test_a_graph_that_differs_from_the_model_is_refused_and_nothing_is_left(expo
 
 @pytest.mark.parametrize("value, reason", [(0.0, "constant"), (np.nan, "not finite")])
 def test_an_output_that_is_one_grey_picture_or_no_number_is_refused_by_name(exported, value, reason):
-    parity = DenoiserParity(exported.config, exported.denoiser, {}, lambda x0: x0)
+    inputs = np.load(exported.path / "sample_inputs.npz")
+    condition = {name.split("/")[1]: inputs[name] for name in inputs if name.startswith("denoiser/")}
+    parity = DenoiserParity(exported.config, exported.denoiser, condition, lambda x0: x0)
     rows = parity.measure("fp32", lambda inputs: np.full_like(inputs["x"], value))
     assert [row.fault for row in rows] == [reason] * len(rows) and not any(row.ok for row in rows)
 
