@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from unittest import mock
 
