@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_export.bundle import read_manifest
 from cosmos_export.compare import LIMITS, Call, Contract, Parity, call_inputs, compare, table
 from cosmos_export.errors import BundleError, EngineFailure
+from cosmos_export.manifest import read_manifest
 from cosmos_export.sampling import guided, schedule
 from cosmos_export.sides import Inputs, Side, bundle_side, open_variant
 from cosmos_export.solvers import integrate, noise_from_seed
