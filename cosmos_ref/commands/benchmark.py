@@ -205,10 +205,13 @@ def open_package(
     load: Load, config: "Config", inputs: Mapping[str, "np.ndarray"], device: str, package: Path
 ) -> tuple[str, "Run"]:
     """The network compiled ahead of time for all sizes, without its weights: they are handed over."""
+    import warnings
+
     import torch
     from cosmos_export.ports import denoiser_graph
     from torch.fx.experimental import _config as symbolic_shapes
 
+    warnings.simplefilter("ignore", FutureWarning)  # PyTorch's of itself
     denoiser = load()
     if not package.exists():
         graph = denoiser_graph(config)

@@ -46,15 +46,13 @@ def test_what_fails_is_a_row_with_its_reason_and_takes_no_other_with_it():
         Entry("sound", opened),
         Entry("killed", killed),
         Entry("later", breaks_later),
-        Entry("hanging", partial(slow, 60.0)),
         Entry("sound too", opened, "a_library_that_is_not_there"),
     ]
-    rows = {row.name: row for row in measure(entries, 2, limit=8)}
+    rows = {row.name: row for row in measure(entries, 2)}
     assert "RuntimeError: no such kernel" in rows["broken"].failure
     assert "killed" in rows["killed"].failure
     assert "StopIteration" in rows["later"].failure
-    assert "not done in 8 s" in rows["hanging"].failure
-    for name in ("broken", "killed", "later", "hanging"):
+    for name in ("broken", "killed", "later"):
         assert rows[name].seconds is None
     for name in ("sound", "sound too"):
         assert rows[name].failure == "" and len(rows[name].turns) == 2 and rows[name].engine == "an engine"
@@ -63,10 +61,15 @@ def test_what_fails_is_a_row_with_its_reason_and_takes_no_other_with_it():
     assert "broken failed: RuntimeError: no such kernel" in shown and "of peak" not in shown
 
 
+def test_what_hangs_is_ended_and_says_so():
+    (row,) = measure([Entry("hanging", partial(slow, 3600.0))], 2, limit=2)
+    assert row.failure == "not done in 2 s" and row.seconds is None
+
+
 def test_seconds_are_those_of_a_call_and_memory_is_that_of_the_process():
     slept, held, little = measure([Entry("slow", partial(slow, 0.2)), Entry("large", partial(holds, 200)),
                                    Entry("small", partial(holds, 1))], 2, warm=0)  # fmt: skip
-    assert slept.seconds is not None and 0.2 <= slept.seconds < 0.4  # sleeping ends late on a busy machine
+    assert slept.seconds is not None and 0.2 <= slept.seconds < 1  # sleeping ends late on a busy machine
     if held.memory_mib is not None:  # the system tells
         assert 200 <= held.memory_mib < 230 and little.memory_mib is not None and little.memory_mib < 30
 
