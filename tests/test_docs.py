@@ -113,7 +113,9 @@ def test_every_diagram_and_table_has_its_place_in_both_languages(site, kind, pat
             assert f"<!-- {kind}:" not in (site / folder / page / "index.html").read_text()
 
 
-GUIDES = [ROOT / "docs" / language / f"{page}.md" for language in LANGUAGES for page in ("training", "distributed")]
+GUIDES = [
+    ROOT / "docs" / language / f"{page}.md" for language in LANGUAGES for page in ("training", "distributed", "deploy")
+]
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: f"{guide.parent.name}/{guide.stem}")
@@ -134,7 +136,7 @@ def test_every_command_of_the_guides_is_one_that_the_program_takes(monkeypatch, 
             for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines():
                 if said := re.search(r"(?:^cosmos-ref|-m cosmos_ref.cli) ([a-z-]+)(.*)", line):
                     wanted.setdefault(said[1], set()).update(re.findall(r"--[a-z0-9.-]+", said[2]))
-    assert {"train", "prepare", "plan", "ema", "merge-lora", "train-tokenizer"} <= wanted.keys()
+    assert {"train", "prepare", "plan", "ema", "merge-lora", "train-tokenizer", "export", "verify"} <= wanted.keys()
     for command, options in wanted.items():
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
