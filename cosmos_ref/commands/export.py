@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1, "cpu": 0, "cpu-int8": 1}
 """Of a weight in every variant's own file, about."""
+SHORT = {"onnxruntime": "ORT", "tensorrt": "TRT"}
 GIB = 2**30
 
 
@@ -152,11 +153,11 @@ def check_room(out: Path, parameters: int, variants: list[str], verify: bool) ->
 
 
 def summary(manifest: Mapping[str, Any], out: Path) -> "Table":
-    """Every variant: where it runs, its size, and how far it is from PyTorch at worst."""
+    """Every variant: where it runs (ONNX Runtime, TensorRT), its size, and how far it is from PyTorch at worst."""
     from rich.table import Table
 
     title = f"{manifest['preset']}, {manifest['parameters']:,} parameters; in brackets, what is accepted"
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("graph", "variant", "runs on", "MB", "worst call", "sampling"):
         table.add_column(heading, justify="right" if heading == "MB" else "left", no_wrap=True)
     for name, graph in manifest["graphs"].items():
@@ -168,7 +169,7 @@ def summary(manifest: Mapping[str, Any], out: Path) -> "Table":
             table.add_row(
                 name.removeprefix("tokenizer_"),
                 variant,
-                ", ".join(form["engines"]),
+                ", ".join(SHORT[engine] for engine in form["engines"]),
                 f"{size:.1f}",
                 _worst(calls) if form["verified"] else "not verified",
                 _worst(whole),
