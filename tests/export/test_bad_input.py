@@ -164,7 +164,7 @@ def elsewhere(name):
 TAMPER = {
     "truncated": (truncate, "denoiser.safetensors is not the file that was exported: copy it again"),
     "altered": (flip, "tokenizer_decoder.onnx is not the file that was exported: copy it again"),
-    "missing": (lambda f: (f / "denoiser.onnx").unlink(), "denoiser.onnx is missing: copy the whole folder"),
+    "missing": (lambda f: (f / "denoiser.cpu.onnx").unlink(), "denoiser.cpu.onnx is missing: copy the whole folder"),
     "no folder": (shutil.rmtree, "is not a bundle: there is no such folder"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "is not a bundle: it has no manifest.json"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read .*: copy it again"),
@@ -175,8 +175,8 @@ TAMPER = {
     "no graph": (drop("graphs", "tokenizer_encoder"), "graphs has no 'tokenizer_encoder': export it again"),
     "no solver": (drop("config", "sample", "solver"), "config: sample has no 'solver': export it again"),
     "no number": (edit(lambda m: m.update(temporal_factor="2")), "temporal_factor is '2', which .* not understand"),
-    "no hash": (drop("files", "denoiser.onnx"), "manifest.json has no hash of denoiser.onnx: export it again"),
-    "other hash": (edit(lambda m: m["files"].update({"denoiser.onnx": "0" * 64})), "denoiser.onnx is not the file"),
+    "no hash": (drop("files", "denoiser.cpu.onnx"), "manifest.json has no hash of denoiser.cpu.onnx: export it again"),
+    "other hash": (edit(lambda m: m["files"].update({"denoiser.cpu.onnx": "0" * 64})), "denoiser.cpu.onnx is not the"),
     "folder above": (elsewhere("../secret"), r"names the file '../secret': a bundle's files lie in its folder"),
     "root": (elsewhere("/etc/passwd"), r"names the file '/etc/passwd'"),
     "backslash": (elsewhere("..\\secret"), r"names the file '\.\..*secret'"),
@@ -209,7 +209,7 @@ def test_checking_much_is_told_and_done_once(exported, monkeypatch):
     sha256 = hashlib.sha256
     monkeypatch.setattr(hashlib, "sha256", lambda: read.append(1) or sha256())
     Bundle.load(exported.path, threads=1, say=told.append)
-    assert told[-1].endswith(", 100%") and told[0].startswith("checking denoiser.onnx, ")
+    assert told[-1].endswith(", 100%") and told[0].startswith("checking denoiser.cpu.onnx, ")
     assert len(read) == 4  # three graphs and the weights of one
 
 

@@ -257,7 +257,7 @@ def test_the_command_line_writes_a_clip_from_a_prompt_and_one_from_frames(export
     assert runtime.main([str(exported.path), "--prompt", "a red marble", "--num-frames", "9", "--out", str(first)]) == 0
     told = capsys.readouterr()
     assert "step 1/4, " in told.err and "step 4/4, 0 s left" in told.err
-    assert "9 frames of 16x16 at 24 fps; fp32 denoiser, fp32 tokenizer, ONNX Runtime" in told.out
+    assert "9 frames of 16x16 at 24 fps; cpu denoiser, fp32 tokenizer, ONNX Runtime" in told.out
     assert all(stage in told.out for stage in ("load ", "text ", "encode ", "4 steps ", "decode ", "write "))
     assert read_last_frames(first, 9).shape == (3, 9, 16, 16)
     more = ["--frames", str(first), "--given", "3", "--height", "8", "--width", "24", "--resize", "--warm-up"]
