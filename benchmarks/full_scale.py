@@ -1,7 +1,8 @@
 """One call of a released model's network with random bfloat16 weights: time, memory, share of the card's matrix peak.
 
 The peak is measured beside it, on square products of 8192; arithmetic is counted by `costs.flops`. Needs no weights and
-no network; diffusers' network is measured in the same run where diffusers is installed: both networks' weights are then part of either peak of memory.
+no network; diffusers' network is measured in the same run where diffusers is installed: both networks' weights are
+then part of either peak of memory.
 
     python benchmarks/full_scale.py                              # 7B at 121x704x1280, on a GPU
     python benchmarks/full_scale.py --preset tiny --device cpu   # to try it
